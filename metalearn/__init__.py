@@ -1,0 +1,1 @@
+"""Gradient-based meta-learning on one footing: DARTS, HyperNetworks and learned optimizers."""

@@ -1,0 +1,175 @@
+"""The options of a run, checked before anything is imported or read: names, types, ranges."""
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from metalearn import registry
+from metalearn.registry import UserError
+
+
+def number(
+    above: float | None = None,
+    at_least: float | None = None,
+    below: float | None = None,
+    at_most: float | None = None,
+) -> Any:
+    """A dataclass field for a finite number in a range; its value comes from conf/."""
+    limits = {"above": above, "at_least": at_least, "below": below, "at_most": at_most}
+    return field(default=MISSING, metadata={k: v for k, v in limits.items() if v is not None})
+
+
+def choice(*allowed: str) -> Any:
+    """A dataclass field for one of a few words."""
+    return field(default=MISSING, metadata={"choice": allowed})
+
+
+def required() -> Any:
+    """A dataclass field of any value of its type; its value comes from conf/."""
+    return field(default=MISSING)
+
+
+@dataclass
+class TrainOptions:
+    """The loop's budget and cadence; every cadence is in steps, 0 means never."""
+
+    steps: int = number(at_least=1)
+    minutes: float | None = number(above=0)  # wall-clock budget; null: none
+    log_every: int = number(at_least=1)
+    evaluate_every: int = number(at_least=0)
+    checkpoint_every: int = number(at_least=0)
+    keep: int = number(at_least=2)  # checkpoints kept, beside the best one
+    monitor: str | None = required()  # the evaluation metric that names the best checkpoint, e.g. valid/loss
+    goal: str = choice("min", "max")
+    select: str = choice("last", "best")  # which checkpoint the final test and the artifacts use
+    test: bool = required()  # evaluate the test split once, at the end
+
+
+@dataclass
+class MachineOptions:
+    """Where and how tensors are computed."""
+
+    name: str = required()
+    device: str = choice("auto", "cpu", "cuda")
+    precision: str = choice("fp32", "tf32", "bf16")
+    compile: bool = required()
+    deterministic: bool = required()
+    threads: int = number(at_least=0)  # 0: torch's own choice; the count changes the last bits of sums
+
+
+@dataclass
+class LogOptions:
+    """Tracking; `metrics.jsonl` is written in any case."""
+
+    name: str = choice("offline", "wandb", "none")
+    project: str = required()
+    entity: str | None = required()
+    tags: list[str] = required()
+    progress: bool = required()  # the bar on a terminal, or plain lines elsewhere
+
+
+@dataclass
+class PaperOptions:
+    """The published value that a recipe is held to."""
+
+    source: str = required()
+    metric: str = required()
+    value: float | None = required()
+    spread: float | None = required()
+    unit: str = required()
+
+
+@dataclass
+class Config:
+    """A whole run."""
+
+    seed: int = number(at_least=0)
+    data_dir: str = required()  # where data files are looked for, and kept after a download
+    download: bool = required()  # fetch missing data files from their usual source
+    runs: str = required()  # the folder that holds run directories
+    run_dir: str | None = required()  # this run's directory; null: a new one under `runs`
+    recipe: str = required()  # what the run is called and grouped by
+    role: str = required()  # search, retrain, control, ...: W&B's job_type
+    task: Any = required()
+    network: Any = required()
+    method: Any = required()
+    hypergradient: Any = required()
+    train: TrainOptions = field(default_factory=TrainOptions)
+    machine: MachineOptions = field(default_factory=MachineOptions)
+    log: LogOptions = field(default_factory=LogOptions)
+    paper: PaperOptions | None = required()
+
+
+def resolve(composed: DictConfig) -> Config:
+    """The checked configuration as plain dataclasses.
+
+    Raises UserError with the key, its value and what is allowed.
+    """
+    plain = OmegaConf.to_container(composed, resolve=True)
+    assert isinstance(plain, dict)
+    values = {key: plain.get(key) for key in (f.name for f in dataclasses.fields(Config))}
+    groups = {group: values.pop(group) for group in registry.GROUPS}
+    config = _typed(Config, values, "")
+    for group, options in groups.items():
+        setattr(config, group, None if options is None else _group(group, options))
+    _check(config, "")
+    return config
+
+
+def _group(group: str, options: Any) -> Any:
+    if not isinstance(options, dict) or "name" not in options:
+        raise UserError(
+            f"{group}: got {options!r}; choose one by {group}=NAME, of: {', '.join(registry.names(group))}"
+        )
+    return _typed(registry.entry(group, options["name"]).options, options, f"{group}.")
+
+
+def _typed(schema: type, values: dict[str, Any], prefix: str) -> Any:
+    known = [f.name for f in dataclasses.fields(schema)]
+    for key in values:
+        if key not in known:
+            allowed = ", ".join(registry.closest(key, known))
+            raise UserError(f"{prefix}{key}: no such option; choose one of: {allowed}")
+    try:
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values))
+    except OmegaConfBaseException as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{prefix}{error.full_key or ''}: {reason}") from None
+
+
+def _check(options: Any, prefix: str) -> None:
+    for f in dataclasses.fields(options):
+        value, key = getattr(options, f.name), prefix + f.name
+        if dataclasses.is_dataclass(value):
+            _check(value, key + ".")
+        elif isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{key}: got {value}, must be a finite number")
+        elif value is not None:
+            _check_range(key, value, dict(f.metadata))
+
+
+def _check_range(key: str, value: Any, limits: dict[str, Any]) -> None:
+    holds = {
+        "above": lambda limit: value > limit,
+        "at_least": lambda limit: value >= limit,
+        "below": lambda limit: value < limit,
+        "at_most": lambda limit: value <= limit,
+        "choice": lambda limit: value in limit,
+    }
+    words = {
+        "above": "above",
+        "at_least": "at least",
+        "below": "below",
+        "at_most": "at most",
+        "choice": "one of",
+    }
+    if not all(holds[name](limit) for name, limit in limits.items()):
+        allowed = " and ".join(
+            f"{words[name]} {', '.join(limit) if name == 'choice' else limit}"
+            for name, limit in limits.items()
+        )
+        raise UserError(f"{key}: got {value!r}, must be {allowed}")

@@ -1,0 +1,51 @@
+"""Where tensors live and how functions run: device, precision, compilation, determinism, threads."""
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metalearn.config import MachineOptions
+from metalearn.registry import UserError
+
+
+class Machine:
+    """A device with a precision. `device=auto` takes CUDA where there is one.
+
+    Precision: fp32 (full float32 products), tf32 (CUDA tensor cores on float32), bf16 (autocast; weights
+    and optimizers stay float32).
+    """
+
+    def __init__(self, options: MachineOptions) -> None:
+        available = torch.cuda.is_available()
+        if options.device == "cuda" and not available:
+            raise UserError(
+                "machine.device: got cuda, but torch sees no CUDA device; use machine=cpu or machine=auto"
+            )
+        self.options = options
+        self.device = torch.device("cuda" if available and options.device != "cpu" else "cpu")
+        if options.threads:
+            torch.set_num_threads(options.threads)
+        torch.backends.cuda.matmul.allow_tf32 = options.precision == "tf32"
+        torch.backends.cudnn.allow_tf32 = options.precision == "tf32"
+        torch.use_deterministic_algorithms(options.deterministic)
+        torch.backends.cudnn.benchmark = not options.deterministic
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """The block in which matrix products run in bf16, or nothing in full precision."""
+        if self.options.precision != "bf16":
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16)
+
+    def compile(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """`function` through torch.compile if `machine.compile` is on, else itself.
+
+        Only for parts that are differentiated once: torch.compile has no double backward.
+        """
+        return torch.compile(function) if self.options.compile else function
+
+    def put(self, tensor: Tensor) -> Tensor:
+        """`tensor` on the device."""
+        return tensor.to(self.device)

@@ -1,0 +1,48 @@
+"""All that the training loop knows of what it trains."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from metalearn.hypergradient.base import HyperGradient
+from metalearn.machine import Machine
+from metalearn.network import Network
+from metalearn.task import Metrics, Split, Task
+
+
+class Context(NamedTuple):
+    """What a method is built from, beside its own options."""
+
+    task: Task
+    network: Callable[
+        [], Network
+    ]  # builds the configured network on the device, the same weights at each call
+    hypergradient: HyperGradient | None
+    machine: Machine
+    seed: int
+    steps: int  # how many calls of `step` the run will make: schedules end there
+
+
+class Method(ABC):
+    """A thing that learns in steps. Built as `Class(options, context)`."""
+
+    @abstractmethod
+    def step(self, index: int) -> Metrics:
+        """One step; pure in (state, index). Returns detached tensors that are still on the device."""
+
+    @abstractmethod
+    def evaluate(self, split: Split) -> Metrics:
+        """Metrics named `split/quantity`, leaving the state as it was."""
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """All that a bit-exact resume needs, in plain containers of tensors and numbers."""
+
+    @abstractmethod
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up the state that `state_dict` gave."""
+
+    @abstractmethod
+    def artifacts(self, folder: Path) -> None:
+        """Write what a user takes away from a finished run: genotype, pictures, weights, curves."""

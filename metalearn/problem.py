@@ -1,0 +1,61 @@
+"""Two levels of learning: meta-parameters steer how an inner run learns."""
+
+from abc import ABC, abstractmethod
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from metalearn.task import Batch
+from metalearn.tree import Tree, detach, gradient
+
+
+class Inner(NamedTuple):
+    """Where an inner run stands."""
+
+    params: Tree  # what it learns
+    slots: Tree  # its optimizer's memory: momenta, hidden states
+
+    def detach(self) -> "Inner":
+        """The same place without its history."""
+        return Inner(detach(self.params), detach(self.slots))
+
+
+class Problem(ABC):
+    """A bilevel problem as pure functions on explicit state.
+
+    Every function is deterministic: noise comes from `rng.seeded(*batch.key)`, so two passes over one batch
+    draw the same masks.
+    """
+
+    second_derivatives: bool = (
+        True  # False: gradients enter `update` as constants (L2L, fig. 2)
+    )
+    shared_loss: bool = False  # True: outer_loss is inner_loss, so that one pass serves both
+
+    @abstractmethod
+    def init(self, meta: Tree, rng: torch.Generator) -> Inner:
+        """A fresh inner run."""
+
+    @abstractmethod
+    def inner_loss(self, meta: Tree, params: Tree, batch: Batch) -> Float[Tensor, ""]:
+        """What the inner run descends."""
+
+    @abstractmethod
+    def update(self, meta: Tree, inner: Inner, grads: Tree) -> Inner:
+        """One inner step from the gradient of `inner_loss`, differentiable in all three."""
+
+    @abstractmethod
+    def outer_loss(self, meta: Tree, params: Tree, batch: Batch) -> Float[Tensor, ""]:
+        """What the meta-parameters descend."""
+
+
+def inner_step(problem: Problem, meta: Tree, inner: Inner, batch: Batch, create_graph: bool = False) -> Inner:
+    """One step of the inner run; with `create_graph` it stays differentiable in `meta` and `inner`."""
+    params = inner.params
+    if not (create_graph and problem.second_derivatives):
+        params = {key: leaf.detach().requires_grad_() for key, leaf in params.items()}
+    loss = problem.inner_loss(meta, params, batch)
+    grads = gradient(loss, params, create_graph=create_graph and problem.second_derivatives)
+    return problem.update(meta, inner, grads)

@@ -1,0 +1,79 @@
+"""What is learned on: data and a loss, with no opinion on what learns it."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from jaxtyping import Float, Shaped
+from torch import Tensor
+
+from metalearn.rng import Key
+
+Split = Literal["train", "valid", "test", "search_train", "search_valid"]
+Kind = Literal["classification", "language_model", "function"]
+Metrics = dict[str, Tensor]
+
+
+class Batch(NamedTuple):
+    """Inputs with their targets, and the key of all noise that belongs to them (`rng.seeded(*key)`).
+
+    classification: x [batch channel height width] or [batch feature] float, y [batch] int64.
+    language_model: x [batch time] int64, y [batch time] int64, the next symbols.
+    function: the constants of `batch` problems; a point theta [batch dimension] is scored on them.
+    """
+
+    x: Shaped[Tensor, "batch ..."]
+    y: Shaped[Tensor, "batch ..."]
+    key: tuple[Key, ...]
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """What a task is, for networks to fit it and for reports to name its source."""
+
+    name: str
+    kind: Kind
+    input_shape: tuple[int, ...]  # of one example, without batch: (1, 8, 8), (2,), () for symbols
+    outputs: int  # classes, size of the alphabet, or dimension of theta
+    sizes: dict[str, int]  # examples, symbols or functions by split
+    metric: str  # what reports print first: "error" (%), "bits" (per character), "perplexity", "loss"
+    source: str
+    licence: str
+    provenance: str  # where these bytes came from: embedded, data_dir, download; and what was done to them
+    digest: str  # sha256 of the data after reading
+    comparable: bool = True  # False: a test figure on this copy must not be put beside published ones
+
+
+class Task(ABC):
+    """Data and a loss. `batch` is pure in (seed, split, index): resuming needs no loader state.
+
+    Two splits with different names share no example, but for `train`, which is the union of its halves
+    `search_train` and `search_valid` (DARTS section 3: weights learn on one, alpha on the other).
+    """
+
+    spec: TaskSpec
+
+    @abstractmethod
+    def batch(self, split: Split, index: int) -> Batch:
+        """Batch number `index` >= 0 of an endless stream, shuffled and augmented as in training.
+
+        language_model: batches of consecutive indices continue each other, row by row; position 0 of every
+        row starts afresh where `index % batches(split) == 0`.
+        """
+
+    @abstractmethod
+    def batches(self, split: Split) -> int:
+        """How many batches one pass over the split takes in `batch`."""
+
+    @abstractmethod
+    def sweep(self, split: Split) -> Iterator[Batch]:
+        """One pass in fixed order without augmentation, every example once: for evaluation."""
+
+    @abstractmethod
+    def loss(self, output: Tensor, batch: Batch) -> Float[Tensor, ""]:
+        """The differentiable mean loss: cross-entropy in nats, or the mean function value."""
+
+    @abstractmethod
+    def metrics(self, output: Tensor, batch: Batch) -> Metrics:
+        """Detached means over the batch by quantity, `loss` among them: "error" in %, "bits", ..."""
