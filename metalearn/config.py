@@ -92,7 +92,7 @@ class Config:
     download: bool = required()  # fetch missing data files from their usual source
     runs: str = required()  # the folder that holds run directories
     run_dir: str | None = required()  # this run's directory; null: a new one under `runs`
-    recipe: str = required()  # what the run is called and grouped by
+    name: str = required()  # what the run is called and grouped by; a recipe gives its own
     role: str = required()  # search, retrain, control, ...: W&B's job_type
     task: Any = required()
     network: Any = required()
@@ -115,7 +115,7 @@ def resolve(composed: DictConfig) -> Config:
     groups = {group: values.pop(group) for group in registry.GROUPS}
     config = _typed(Config, values, "")
     for group, options in groups.items():
-        setattr(config, group, None if options is None else _group(group, options))
+        setattr(config, group, _group(group, options))
     _check(config, "")
     return config
 
@@ -125,6 +125,8 @@ def _group(group: str, options: Any) -> Any:
         raise UserError(
             f"{group}: got {options!r}; choose one by {group}=NAME, of: {', '.join(registry.names(group))}"
         )
+    if options["name"] == "none":
+        return None
     return _typed(registry.entry(group, options["name"]).options, options, f"{group}.")
 
 

@@ -12,7 +12,7 @@ class Output(NamedTuple):
     """What a network returns."""
 
     logits: Tensor  # [batch classes] or [batch time symbols]; theta [batch dimension] for functions
-    state: Tree = {}  # noqa: RUF012  # hidden state after the last symbol; empty where there is none
+    state: Tree = {}  # hidden state after the last symbol; empty where there is none
     auxiliary: Tensor | None = None  # logits of an auxiliary head, in training only
 
 

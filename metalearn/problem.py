@@ -29,9 +29,7 @@ class Problem(ABC):
     draw the same masks.
     """
 
-    second_derivatives: bool = (
-        True  # False: gradients enter `update` as constants (L2L, fig. 2)
-    )
+    second_derivatives: bool = True  # False: gradients enter `update` as constants (L2L, fig. 2)
     shared_loss: bool = False  # True: outer_loss is inner_loss, so that one pass serves both
 
     @abstractmethod

@@ -32,7 +32,7 @@ class Estimate(NamedTuple):
     grad: Tree  # d (sum of outer losses) / d meta
     loss: Float[Tensor, ""]  # the sum of outer losses, detached
     carry: Carry  # where the next segment starts, detached
-    metrics: Metrics = {}  # noqa: RUF012
+    metrics: Metrics = {}
 
 
 class HyperGradient(ABC):
