@@ -21,7 +21,7 @@ class Parts(NamedTuple):
 
 
 def build_task(config: Config, machine: Machine) -> Task:
-    """The configured task, its data on the device. Built as `Class(options, seed, data_dir, download, device)`."""
+    """The configured task with its data on the device."""
     return registry.build(
         "task",
         config.task,

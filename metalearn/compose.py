@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import metalearn.config as config
+from omegaconf import DictConfig
+
+from metalearn.config import Config, resolve
 
 _here = Path(__file__).resolve().parent
 
@@ -11,13 +13,13 @@ _here = Path(__file__).resolve().parent
 CONF = next(path for path in (_here / "conf", _here.parent / "conf") if (path / "config.yaml").exists())
 
 
-def compose(overrides: Sequence[str] = ()) -> config.Config:
+def compose(overrides: Sequence[str] = ()) -> Config:
     """The configuration that `metalearn train OVERRIDES` would run. Raises UserError."""
-    return config.resolve(compose_raw(overrides))
+    return resolve(recompose(overrides))
 
 
-def compose_raw(overrides: Sequence[str] = ()):  # noqa: ANN201
-    """The same before checks, as Hydra's DictConfig, with the `replicate` block of a recipe."""
+def recompose(overrides: Sequence[str] = ()) -> DictConfig:
+    """The same before checks, with the `replicate` block of a recipe. Raises Hydra's errors."""
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
@@ -25,3 +27,9 @@ def compose_raw(overrides: Sequence[str] = ()):  # noqa: ANN201
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return hydra_compose("config", overrides=list(overrides))
+
+
+def options(group: str) -> list[str]:
+    """The names that conf/ offers for a group, e.g. every recipe as `folder/name`."""
+    folder = CONF / group
+    return sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml"))

@@ -113,7 +113,7 @@ def resolve(composed: DictConfig) -> Config:
     assert isinstance(plain, dict)
     values = {key: plain.get(key) for key in (f.name for f in dataclasses.fields(Config))}
     groups = {group: values.pop(group) for group in registry.GROUPS}
-    config = _typed(Config, values, "")
+    config = typed(Config, values, "")
     for group, options in groups.items():
         setattr(config, group, _group(group, options))
     _check(config, "")
@@ -127,10 +127,11 @@ def _group(group: str, options: Any) -> Any:
         )
     if options["name"] == "none":
         return None
-    return _typed(registry.entry(group, options["name"]).options, options, f"{group}.")
+    return typed(registry.entry(group, options["name"]).options, options, f"{group}.")
 
 
-def _typed(schema: type, values: dict[str, Any], prefix: str) -> Any:
+def typed(schema: type, values: dict[str, Any], prefix: str) -> Any:
+    """`values` as an instance of the dataclass `schema`. Raises UserError that names `prefix` + key."""
     known = [f.name for f in dataclasses.fields(schema)]
     for key in values:
         if key not in known:

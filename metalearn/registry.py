@@ -14,7 +14,12 @@ GROUPS = ("task", "network", "method", "hypergradient")
 
 
 class UserError(Exception):
-    """A mistake that the user can mend: says what came, what is allowed and what to do."""
+    """A mistake that the user can mend: says what came, what is allowed and what to do.
+
+    `exit_code` is what the command ends with.
+    """
+
+    exit_code = 2
 
 
 class Entry(NamedTuple):

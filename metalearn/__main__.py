@@ -1,0 +1,5 @@
+"""`python -m metalearn` is `metalearn`."""
+
+from metalearn.cli import main
+
+main()

@@ -1,0 +1,190 @@
+"""`metalearn train | replicate | report | compare | export | list`: the only file that knows every part.
+
+Exit codes: 0 done, 1 failed, 2 a mistake in the command or its configuration, 3 diverged,
+128 + n stopped by signal n after a checkpoint (130 Ctrl-C, 143 SIGTERM).
+"""
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from metalearn.registry import UserError, closest
+
+COMMANDS = {
+    "train": "run one configuration: Hydra overrides, -m for a sweep, --cfg job to look at it",
+    "replicate": "run recipes with their controls and seeds as one resumable command, then report",
+    "report": "write report.md and report.html for finished or running runs",
+    "compare": "several runs: what differs, how they ended, their curves",
+    "export": "take the result out of a run: genotype, weights, optimizer",
+    "list": "tasks, networks, methods, hypergradients, recipes or runs, and what is available here",
+}
+FAMILIES = (
+    "tasks",
+    "metalearn.options",
+    "metalearn.hypergradient",
+    "metalearn.darts",
+    "metalearn.hypernetworks",
+    "metalearn.learned_optimizers",
+)
+LISTS = ("tasks", "networks", "methods", "hypergradients", "recipes", "runs")
+
+
+def main() -> None:
+    """The console script."""
+    arguments = sys.argv[1:]
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    try:
+        sys.exit(_dispatch(arguments))
+    except UserError as error:
+        if debug:
+            raise
+        print(f"metalearn: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+def _dispatch(arguments: list[str]) -> int:
+    handlers: dict[str, Callable[[list[str]], int]] = {
+        "train": _train,
+        "replicate": _replicate,
+        "report": _report,
+        "compare": _compare,
+        "export": _export,
+        "list": _list,
+    }
+    if arguments and arguments[0].startswith("-sc"):
+        return _train(arguments)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_usage())
+        return 0
+    command, *rest = arguments
+    if command not in handlers:
+        raise UserError(
+            f"no command is called {command!r}; choose one of: {', '.join(closest(command, list(handlers)))}"
+        )
+    return handlers[command](rest)
+
+
+def _usage() -> str:
+    lines = [f"  {name:<10} {text}" for name, text in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: metalearn COMMAND ... [--debug]",
+            "",
+            "Gradient-based meta-learning on one footing: DARTS, HyperNetworks, learned optimizers.",
+            "",
+            *lines,
+            "",
+            "start with:  metalearn replicate quickstart",
+            "--debug shows the traceback of an error.",
+        ]
+    )
+
+
+def register_all() -> None:
+    """Make every option of the suite known. Imports no torch."""
+    for package in FAMILIES:
+        importlib.import_module(package)
+
+
+def _train(arguments: list[str]) -> int:
+    from metalearn.launch import launch
+
+    register_all()
+    return launch(arguments)
+
+
+def _replicate(arguments: list[str]) -> int:
+    parser = _parser(
+        "replicate", "Runs already finished are skipped, interrupted ones go on, failed ones start again."
+    )
+    parser.add_argument(
+        "names", nargs="+", metavar="NAME", help="recipes with a plan, and key=value overrides for every run"
+    )
+    parser.add_argument("--seeds", type=_integers, help="instead of the plan's own, e.g. 0,1,2")
+    parser.add_argument("--jobs", type=int, help="runs at a time; default: one a core, or one on a GPU")
+    parser.add_argument("--runs", default="runs", help="the folder of run directories (default: runs)")
+    options = parser.parse_args(arguments)
+    register_all()
+    from metalearn.replicate import replicate
+
+    overrides = [name for name in options.names if "=" in name]
+    names = [name for name in options.names if "=" not in name]
+    return replicate(names, overrides, options.seeds, options.jobs, Path(options.runs))
+
+
+def _report(arguments: list[str]) -> int:
+    parser = _parser("report", "Writes report.md and report.html into each run directory.")
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
+    from metalearn import report
+
+    for run in parser.parse_args(arguments).runs:
+        report.run(run)
+    return 0
+
+
+def _compare(arguments: list[str]) -> int:
+    parser = _parser(
+        "compare", "Prints a table; --output also writes compare.md, compare.csv and compare.html."
+    )
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
+    parser.add_argument("--output", type=Path, help="folder for the table and the page")
+    from metalearn import compare
+
+    options = parser.parse_args(arguments)
+    compare.runs(options.runs, options.output)
+    return 0
+
+
+def _export(arguments: list[str]) -> int:
+    parser = _parser("export", "Writes RUN/export/ from the run's checkpoint.")
+    parser.add_argument("run", type=Path, metavar="RUN")
+    parser.add_argument("--output", type=Path, help="another folder than RUN/export")
+    options = parser.parse_args(arguments)
+    register_all()
+    from metalearn.export import export
+
+    export(options.run, options.output or options.run / "export")
+    return 0
+
+
+def _list(arguments: list[str]) -> int:
+    parser = _parser("list", "What a configuration may name.")
+    parser.add_argument("what", metavar="|".join(LISTS))
+    parser.add_argument("--runs", default="runs", help="the folder of run directories (default: runs)")
+    parser.add_argument("--data-dir", default=os.environ.get("METALEARN_DATA_DIR", "data"))
+    options = parser.parse_args(arguments)
+    if options.what not in LISTS:
+        raise UserError(
+            f"no list is called {options.what!r}; choose one of: "
+            + ", ".join(closest(options.what, list(LISTS)))
+        )
+    register_all()
+    from metalearn import listing
+
+    listing.show(options.what, Path(options.runs), Path(options.data_dir).expanduser())
+    return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse with our one-message errors."""
+
+    def error(self, message: str) -> None:  # type: ignore[override]
+        raise UserError(f"{message}; {self.format_usage().strip()}")
+
+
+def _parser(command: str, text: str) -> argparse.ArgumentParser:
+    return _Parser(prog=f"metalearn {command}", description=f"{COMMANDS[command].capitalize()}. {text}")
+
+
+def _integers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"got {text!r}, must be whole numbers with commas: 0,1,2") from None

@@ -1,0 +1,119 @@
+"""`metalearn train`: the Hydra application, and what its errors mean."""
+
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from metalearn.compose import CONF, options, recompose
+from metalearn.config import Config, resolve
+from metalearn.registry import GROUPS, UserError, closest
+
+CONFIG_GROUPS = (*GROUPS, "machine", "log", "recipe")
+
+
+def run_one(config: Config, command: Sequence[str]) -> str:
+    """Run one checked configuration in its run directory; the state in which it ended."""
+    from metalearn.train import loop
+    from metalearn.train.run_directory import open_run
+
+    with open_run(config, command=command) as directory:
+        if directory.finished:
+            return "finished"
+        from metalearn.build import build
+
+        parts = build(config)
+        directory.record_task(parts.task.spec)
+        return loop.run(config, parts.method, directory)
+
+
+def launch(arguments: list[str]) -> int:
+    """Run `metalearn train ARGUMENTS`: one job, or a sweep in which every job has its turn."""
+    import hydra
+    from hydra.errors import HydraException
+
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us, not to Hydra's printer
+    if "COMP_LINE" in os.environ:
+        os.environ["COMP_LINE"] = re.sub(r"\btrain\s", "", os.environ["COMP_LINE"], count=1)
+    sys.argv = [sys.argv[0], *_rerun(arguments)]
+    failures: list[str] = []
+    sweep = "-m" in arguments or "--multirun" in arguments
+
+    def job(composed: DictConfig) -> None:
+        try:
+            run_one(resolve(composed), ["metalearn", "train", *arguments])
+        except UserError as error:
+            if not sweep:
+                raise
+            failures.append(f"{' '.join(_job_overrides())}: {error}")
+
+    try:
+        hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(job)()
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        raise explain(error, arguments) from error
+    if failures:
+        raise UserError("\n  ".join([f"{len(failures)} jobs of the sweep failed:", *failures]))
+    return 0
+
+
+def _job_overrides() -> list[str]:
+    from hydra.core.hydra_config import HydraConfig
+
+    return list(HydraConfig.get().overrides.task)
+
+
+def _rerun(arguments: list[str]) -> list[str]:
+    """`--config-dir RUN` of a run directory means the configuration stored there."""
+    if "--config-dir" not in arguments:
+        return arguments
+    place = arguments.index("--config-dir") + 1
+    if place == len(arguments) or not (Path(arguments[place]) / "run.yaml").exists():
+        raise UserError(
+            f"--config-dir: {' '.join(arguments[place:][:1])!r} is no run directory (it has no run.yaml)"
+        )
+    named = [] if "--config-name" in arguments else ["--config-name", "run"]
+    quiet = [
+        "hydra.run.dir=.",
+        "hydra.output_subdir=null",
+        "hydra/job_logging=none",
+        "hydra/hydra_logging=none",
+    ]
+    return [*arguments, *named, *quiet]
+
+
+def explain(error: Exception, arguments: Sequence[str]) -> UserError:
+    """Hydra's error as one message with the key, what came and what is allowed."""
+    text = str(error)
+    missing = re.search(r"Could not find '([\w/.-]+)'", text)
+    if missing:
+        group, _, name = missing[1].partition("/")
+        if group in CONFIG_GROUPS:
+            allowed = closest(name, options(group))
+            return UserError(f"no {group} is called {name!r}; choose one of: {', '.join(allowed)}")
+    key = re.search(r"Could not (?:override|append to config)[^']*'([\w./@-]+)'", text)
+    if key:
+        return _unknown_key(key[1], arguments)
+    return UserError(" ".join(line.strip() for line in text.splitlines()[:3] if line.strip()))
+
+
+def _unknown_key(key: str, arguments: Sequence[str]) -> UserError:
+    others = [
+        a for a in arguments if "=" in a and not a.startswith("-") and not a.lstrip("+~").startswith(key)
+    ]
+    parent, _, leaf = key.rpartition(".")
+    try:
+        composed = recompose(others)
+        node = OmegaConf.select(composed, parent) if parent else composed
+    except Exception:  # the other overrides are wrong too: one mistake at a time
+        node = None
+    known = [str(name) for name in node] if isinstance(node, DictConfig) else []
+    hint = (
+        f"choose one of: {', '.join(closest(leaf, known))}"
+        if known
+        else "metalearn train --cfg job shows all"
+    )
+    return UserError(f"{key}: no such option; {hint}")

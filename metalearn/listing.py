@@ -1,0 +1,62 @@
+"""`metalearn list`: what a configuration may name, and what is here."""
+
+import inspect
+import json
+from pathlib import Path
+
+from metalearn import registry
+from metalearn.compose import CONF, options
+
+GROUP_OF = {"tasks": "task", "networks": "network", "methods": "method", "hypergradients": "hypergradient"}
+
+
+def show(what: str, runs: Path, data_dir: Path) -> None:
+    """Print one table: tasks, networks, methods, hypergradients, recipes or runs."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    header, rows = _rows(what, runs, data_dir)
+    console = Console(soft_wrap=True)
+    table = Table(*header, box=box.SIMPLE_HEAD, pad_edge=False)
+    for row in rows:
+        table.add_row(*row)
+    if console.is_terminal:
+        console.print(table)
+    else:
+        console.print("\n".join("\t".join(row) for row in rows), markup=False, highlight=False)
+
+
+def _rows(what: str, runs: Path, data_dir: Path) -> tuple[list[str], list[tuple[str, ...]]]:
+    if what == "recipes":
+        return ["recipe", "what"], [(name, _first_comment(name)) for name in options("recipe")]
+    if what == "runs":
+        return ["run", "state", "step"], _runs(runs)
+    names = registry.names(GROUP_OF[what])
+    said = [(name, _first_line(GROUP_OF[what], name)) for name in names]
+    if what != "tasks":
+        return [what.removesuffix("s"), "what"], said
+    from tasks.catalogue import availability
+
+    return ["task", "here", "what"], [(name, availability(name, data_dir), text) for name, text in said]
+
+
+def _first_line(group: str, name: str) -> str:
+    return (inspect.getdoc(registry.entry(group, name).options) or "").split("\n")[0]
+
+
+def _first_comment(recipe: str) -> str:
+    lines = (CONF / "recipe" / f"{recipe}.yaml").read_text().splitlines()
+    comments = [line.lstrip("# ") for line in lines if line.startswith("#") and "@package" not in line]
+    return comments[0] if comments else ""
+
+
+def _runs(runs: Path) -> list[tuple[str, ...]]:
+    rows = []
+    for path in sorted(runs.rglob("status.json")):
+        try:
+            status = json.loads(path.read_text())
+        except (OSError, ValueError):
+            status = {"state": "unreadable status.json", "step": ""}
+        rows.append((str(path.parent), str(status.get("state")), str(status.get("step"))))
+    return rows

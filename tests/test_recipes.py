@@ -1,0 +1,57 @@
+"""Every recipe composes, builds and takes two steps at toy size; every plan's parts exist."""
+
+import pytest
+
+from metalearn import cli
+from metalearn.build import build
+from metalearn.compose import compose, options, recompose
+from metalearn.registry import UserError
+from metalearn.replicate import _jobs, load
+
+cli.register_all()
+RECIPES = options("recipe")
+PLANS = [name for name in RECIPES if recompose([f"recipe={name}"]).replicate is not None]
+RUNS = [name for name in RECIPES if name not in PLANS]
+
+# the same objects at a size that a test can pay for: (recipe prefix, overrides)
+TOY = {
+    "darts/cifar10_search": ["task=digits", "task.batch=4", "network.cells=3", "network.channels=2"],
+    "darts/cifar10_retrain": ["task=digits", "task.batch=4", "network.cells=3", "network.channels=2", "network.auxiliary=false", "method.auxiliary_weight=0"],
+    "hypernetworks/": ["task=python_docs", "task.batch=2", "task.time=4", "network.units=8"],
+    "learned_optimizers/mnist": ["task=digits", "task.batch=4"],
+}  # fmt: skip
+
+
+def _toy(name):
+    return next((lines for prefix, lines in TOY.items() if name.startswith(prefix)), [])
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_recipe_composes(name):
+    config = compose([f"recipe={name}"])
+    assert config.name == name
+    assert config.paper is None or config.paper.source
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_recipe_takes_two_steps_at_toy_size(name):
+    config = compose([f"recipe={name}", "machine=cpu", *_toy(name)])
+    method = build(config).method
+    for index in range(2):
+        metrics = method.step(index)
+        assert all(value.isfinite().all() for value in metrics.values())
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_plan_is_whole(name, tmp_path):
+    for plan in load(name):
+        assert set(plan.table.rows.values()) <= set(plan.stages)
+        for job in _jobs(plan, [], tmp_path):
+            compose(job.overrides)
+        stages = [figure.get("stage") for figure in plan.figures if "stage" in figure]
+        assert set(stages) <= set(plan.stages)
+
+
+def test_a_single_run_is_no_plan():
+    with pytest.raises(UserError, match="metalearn train recipe="):
+        load(RUNS[0])

@@ -1,0 +1,322 @@
+"""Supervised training and the plain networks."""
+
+import copy
+import json
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from sklearn.datasets import make_moons
+from torch import nn
+from torch.nn import functional as F
+
+import metalearn.options  # noqa: F401
+from metalearn.config import MachineOptions
+from metalearn.machine import Machine
+from metalearn.method import Context
+from metalearn.network import Network, Output
+from metalearn.networks import Convnet, Mlp, Point
+from metalearn.options import ConvnetOptions, MlpOptions, PointOptions, SupervisedOptions
+from metalearn.registry import UserError
+from metalearn.rng import generator, seeded
+from metalearn.supervised import Supervised
+from metalearn.task import Batch, Task, TaskSpec
+from metalearn.tree import count
+
+
+def make_spec(kind, shape, outputs):
+    return TaskSpec("here", kind, shape, outputs, {}, "loss", "", "", "", "")
+
+
+class Moons(Task):
+    """400 points of two half circles; the sweep ends in a short batch."""
+
+    def __init__(self):
+        points, labels = make_moons(400, noise=0.1, random_state=0)
+        self.x = torch.tensor(np.array(points), dtype=torch.float32)
+        self.y = torch.tensor(labels)
+        self.spec = make_spec("classification", (2,), 2)
+
+    def batches(self, split):
+        return 10
+
+    def batch(self, split, index):
+        rows = torch.randint(400, (40,), generator=generator("moons", split, index))
+        return Batch(self.x[rows], self.y[rows], ("moons", split, index))
+
+    def sweep(self, split):
+        for at in range(0, 400, 150):
+            yield Batch(self.x[at : at + 150], self.y[at : at + 150], ("moons", split, at))
+
+    def loss(self, output, batch):
+        return F.cross_entropy(output.flatten(0, -2), batch.y.flatten())
+
+    def metrics(self, output, batch):
+        return {"loss": self.loss(output, batch)}
+
+
+class Rows(Moons):
+    """Two rows of symbols, four a batch, three batches a pass."""
+
+    def __init__(self):
+        self.text = torch.randint(5, (2, 13), generator=generator("text"))
+        self.spec = make_spec("language_model", (), 5)
+
+    def batches(self, split):
+        return 3
+
+    def batch(self, split, index):
+        at = 4 * (index % 3)
+        return Batch(self.text[:, at : at + 4], self.text[:, at + 1 : at + 5], ("rows", split, index))
+
+    def sweep(self, split):
+        yield Batch(self.text[:, :8], self.text[:, 1:9], ("sweep", split, 0))
+        yield Batch(self.text[:, 8:12], self.text[:, 9:], ("sweep", split, 1))
+
+
+class Sum(Network):
+    """Recurrent: h_t = tanh(h_(t-1) + embedding); dropout, and an auxiliary head tied to the first."""
+
+    def __init__(self, spec):
+        super().__init__()
+        self.embedding = nn.Embedding(spec.outputs, 3)
+        self.head = nn.Linear(3, spec.outputs)
+        self.auxiliary_head = self.head
+        self.seen = []
+
+    def forward(self, x, state=None):
+        hidden = torch.zeros(x.shape[0], 3) if state is None else state["h"]
+        self.seen.append((state is not None, hidden, self.progress))
+        outputs = []
+        for time in range(x.shape[1]):
+            hidden = torch.tanh(hidden + self.embedding(x[:, time]))
+            outputs.append(F.dropout(hidden, 0.2, self.training))
+        features = torch.stack(outputs, 1)
+        return Output(self.head(features), {"h": hidden}, 3 * self.head(features) if self.training else None)
+
+
+def make_options(**changes):
+    options = {
+        "name": "supervised",
+        "optimizer": "adam",
+        "learning_rate": 0.03,
+        "momentum": 0.9,
+        "betas": [0.9, 0.999],
+        "weight_decay": 0.0,
+        "clip": None,
+        "schedule": "none",
+        "schedule_every": "step",
+        "final_learning_rate": 0.0,
+        "auxiliary_weight": 0.0,
+        "carry": True,
+    }
+    return SupervisedOptions(**(options | changes))
+
+
+def make_method(task, build, steps=60, **changes):
+    machine = Machine(MachineOptions("cpu", "cpu", "fp32", False, False, 0))
+
+    def network():
+        with seeded(0, "network"):
+            return build(task.spec)
+
+    return Supervised(make_options(**changes), Context(task, network, None, machine, 0, steps))
+
+
+def make_mlp(spec):
+    return Mlp(MlpOptions("mlp", [16], "tanh", None), spec)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"optimizer": "adam"},
+        {"optimizer": "adamw", "weight_decay": 0.01, "schedule": "cosine"},
+        {"optimizer": "sgd", "learning_rate": 0.3, "clip": 1.0, "schedule": "cosine"},
+    ],
+)
+def test_loss_falls_on_two_moons(changes):
+    method = make_method(Moons(), make_mlp, **changes)
+    before = method.evaluate("valid")["valid/loss"]
+    for index in range(60):
+        metrics = method.step(index)
+    assert before > 0.5
+    assert method.evaluate("valid")["valid/loss"] < 0.25
+    assert not metrics["train/loss"].requires_grad
+
+
+def test_evaluation_weighs_batches_by_their_targets():
+    method = make_method(Moons(), make_mlp)
+    task = method.task
+    expected = F.cross_entropy(method.network(task.x).logits, task.y)
+    torch.testing.assert_close(method.evaluate("valid")["valid/loss"], expected.detach())
+
+
+def test_state_is_carried_and_reset_at_each_pass():
+    method = make_method(Rows(), Sum)
+    for index in range(5):
+        method.step(index)
+    carried = [had for had, _, _ in method.network.seen]
+    assert carried == [False, True, True, False, True]
+    assert not method.network.seen[1][1].requires_grad, "truncated: no gradient through the carried state"
+    assert [progress for _, _, progress in method.network.seen] == [index / 60 for index in range(5)]
+
+
+def test_evaluation_reads_the_split_as_one_text():
+    method = make_method(Rows(), Sum)
+    for index in range(2):
+        method.step(index)
+    hidden = method.hidden["h"].clone()
+    found = method.evaluate("valid")["valid/loss"]
+    method.network.eval()
+    text = method.task.text
+    expected = F.cross_entropy(method.network(text[:, :12]).logits.flatten(0, 1), text[:, 1:].flatten())
+    torch.testing.assert_close(found, expected.detach())
+    torch.testing.assert_close(method.hidden["h"], hidden)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_resume_is_bit_exact(optimizer, tmp_path):
+    changes = {"optimizer": optimizer, "schedule": "cosine", "clip": 1.0, "auxiliary_weight": 0.4}
+    unbroken, first, second = (make_method(Rows(), Sum, **changes) for _ in range(3))
+    expected = [unbroken.step(index) for index in range(6)]
+    for index in range(4):
+        first.step(index)
+    first.evaluate("valid")
+    torch.save(first.state_dict(), tmp_path / "state.pt")
+    second.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    for index in (4, 5):
+        assert torch.equal(second.step(index)["train/loss"], expected[index]["train/loss"])
+    for name, value in unbroken.network.state_dict().items():
+        assert torch.equal(second.network.state_dict()[name], value), name
+
+
+def test_a_step_is_the_optimizers_own(tmp_path):
+    """SGD with momentum, weight decay, clipping and an auxiliary head, written out."""
+    changes = {"optimizer": "sgd", "weight_decay": 0.1, "clip": 0.5, "auxiliary_weight": 0.4}
+    method = make_method(Rows(), Sum, **changes)
+    network = copy.deepcopy(method.network)
+    batch = method.task.batch("train", 0)
+    with seeded(*batch.key):
+        output = network(batch.x)
+    loss = method.task.loss(output.logits, batch) + 0.4 * method.task.loss(output.auxiliary, batch)
+    parameters = list(network.parameters())
+    grads = torch.autograd.grad(loss, parameters)
+    length = torch.stack([grad.square().sum() for grad in grads]).sum().sqrt()
+    assert length > 0.5
+    method.step(0)
+    for old, new, grad in zip(parameters, method.network.parameters(), grads, strict=True):
+        expected = old - 0.03 * (0.5 / length * grad + 0.1 * old)
+        torch.testing.assert_close(new, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("every", "rates"),
+    [("step", [1.0, 0.933, 0.75, 0.5, 0.25, 0.067]), ("epoch", [1.0, 1.0, 1.0, 0.5, 0.5, 0.5])],
+)
+def test_cosine_schedule(every, rates):
+    method = make_method(
+        Rows(),
+        Sum,
+        steps=6,
+        schedule="cosine",
+        schedule_every=every,
+        learning_rate=1.1,
+        final_learning_rate=0.1,
+    )
+    for index, rate in enumerate(rates):
+        method.step(index)
+        assert method.optimizer.param_groups[0]["lr"] == pytest.approx(0.1 + rate, abs=1e-3)
+
+
+def test_artifacts(tmp_path):
+    method = make_method(Rows(), Sum)
+    method.artifacts(tmp_path)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["parameters"] == 15 + 20
+    assert summary["task"]["name"] == "here"
+    with safe_open(tmp_path / "weights.safetensors", "pt") as file:
+        assert len(list(file.keys())) == 3, "the tied head is written once"
+        torch.testing.assert_close(
+            file.get_tensor("embedding.weight"), method.network.embedding.weight.detach()
+        )
+
+
+def test_refuses_what_it_would_not_use():
+    context = make_method(Moons(), make_mlp)
+    with pytest.raises(UserError, match="hypergradient=none"):
+        Supervised(make_options(), Context(context.task, lambda: None, object(), context.machine, 0, 1))
+    with pytest.raises(UserError, match="two numbers"):
+        make_method(Moons(), make_mlp, betas=[0.9])
+
+
+CONVNET = {"name": "convnet", "channels": [16, 16, 16], "kernel": 5, "hidden": [32], "batch_norm": True}
+
+
+def test_parameter_counts():
+    """MNIST perceptron of Andrychowicz et al.: 15,910; convnet for CIFAR-10 written out."""
+    mnist = make_spec("classification", (1, 28, 28), 10)
+    cifar = make_spec("classification", (3, 32, 32), 10)
+    assert count(Mlp(MlpOptions("mlp", [20], "sigmoid", None), mnist).parameters()) == 15910
+    convolutions = (3 * 25 * 16 + 16) + 2 * (16 * 25 * 16 + 16) + 3 * 2 * 16
+    expected = convolutions + (256 * 32 + 32 + 2 * 32) + (32 * 10 + 10)
+    assert count(Convnet(ConvnetOptions(**CONVNET, deviation=0.01), cifar).parameters()) == expected
+
+
+def test_convnet_is_a_function_of_its_batch_alone():
+    network = Convnet(ConvnetOptions(**CONVNET, deviation=0.01), make_spec("classification", (1, 8, 8), 10))
+    assert not list(network.buffers())
+    x = torch.randn(7, 1, 8, 8, generator=generator("x"))
+    first = network(x).logits
+    torch.testing.assert_close(network.eval()(x).logits, first)
+    assert network.layers[0].weight.std().item() == pytest.approx(0.01, rel=0.1)
+    assert first.shape == (7, 10)
+
+
+def test_point():
+    spec = make_spec("function", (3,), 10)
+    network = Point(PointOptions("point", 0.01), spec)
+    logits = network(torch.zeros(4, 3)).logits
+    assert logits.shape == (4, 10)
+    assert torch.equal(logits[0], logits[3])
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: make_mlp(make_spec("function", (3,), 10)), "choose a classification task"),
+        (lambda: Point(PointOptions("point", 0.1), make_spec("classification", (3,), 2)), "function task"),
+        (
+            lambda: Convnet(
+                ConvnetOptions(**CONVNET, deviation=None), make_spec("classification", (1, 4, 4), 2)
+            ),
+            "at least 8 pixels",
+        ),
+        (
+            lambda: Convnet(ConvnetOptions(**CONVNET, deviation=None), make_spec("classification", (4,), 2)),
+            "choose network=mlp",
+        ),
+    ],
+)
+def test_networks_refuse_tasks_that_do_not_fit(build, message):
+    with pytest.raises(UserError, match=message):
+        build()
+
+
+def test_options_of_conf_are_complete():
+    """conf/ gives every field, and no other."""
+    from omegaconf import OmegaConf
+
+    from metalearn.compose import CONF
+    from metalearn.registry import fields
+
+    for group, name in [
+        ("method", "supervised"),
+        ("network", "mlp"),
+        ("network", "convnet"),
+        ("network", "point"),
+    ]:
+        assert list(OmegaConf.load(CONF / group / f"{name}.yaml")) == fields(group, name)
+    assert list(asdict(make_options())) == fields("method", "supervised")
