@@ -1,0 +1,58 @@
+"""The options of plain networks and of supervised training."""
+
+from dataclasses import dataclass
+
+from metalearn.config import choice, number, required
+from metalearn.registry import register
+
+
+@register("method", "supervised", "metalearn.supervised:Supervised")
+@dataclass
+class SupervisedOptions:
+    """One network on one task by plain backpropagation."""
+
+    name: str = required()
+    optimizer: str = choice("sgd", "adam", "adamw")
+    learning_rate: float = number(above=0)
+    momentum: float = number(at_least=0, below=1)  # of sgd
+    betas: list[float] = required()  # of adam and adamw: decay of the first and the second moment
+    weight_decay: float = number(at_least=0)
+    clip: float | None = number(above=0)  # largest norm of the whole gradient; null: none
+    schedule: str = choice("none", "cosine")
+    schedule_every: str = choice("step", "epoch")  # how often the schedule moves
+    final_learning_rate: float = number(at_least=0)  # where the cosine ends
+    auxiliary_weight: float = number(at_least=0)  # of an auxiliary head's loss
+    carry: bool = required()  # language models: batches continue with the hidden state of the one before
+
+
+@register("network", "mlp", "metalearn.networks:Mlp")
+@dataclass
+class MlpOptions:
+    """A perceptron."""
+
+    name: str = required()
+    hidden: list[int] = required()  # units of each hidden layer
+    activation: str = choice("sigmoid", "tanh", "relu")
+    deviation: float | None = number(above=0)  # of initial weights and biases; null: torch's own start
+
+
+@register("network", "convnet", "metalearn.networks:Convnet")
+@dataclass
+class ConvnetOptions:
+    """Convolutions with max pooling, then fully connected layers."""
+
+    name: str = required()
+    channels: list[int] = required()  # of each convolution; every one is followed by 2x2 max pooling
+    kernel: int = number(at_least=1)  # odd: "same" padding
+    hidden: list[int] = required()  # units of each fully connected layer before the last
+    batch_norm: bool = required()  # by batch statistics in training and evaluation alike
+    deviation: float | None = number(above=0)
+
+
+@register("network", "point", "metalearn.networks:Point")
+@dataclass
+class PointOptions:
+    """A point of a function's domain, to be moved to a minimum."""
+
+    name: str = required()
+    deviation: float = number(at_least=0)  # of the start
