@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from metalearn.task import Batch
-from metalearn.tree import Tree, detach, gradient
+from metalearn.tree import Tree, detach, gradient, require_grad
 
 
 class Inner(NamedTuple):
@@ -49,11 +49,23 @@ class Problem(ABC):
         """What the meta-parameters descend."""
 
 
+def loss_and_gradient(
+    problem: Problem, meta: Tree, params: Tree, batch: Batch, create_graph: bool = False
+) -> tuple[Float[Tensor, ""], Tree]:
+    """`inner_loss` and its gradient by the parameters, which stays differentiable with `create_graph`."""
+    if create_graph:
+        params = {
+            key: leaf if leaf.requires_grad else leaf.detach().requires_grad_()
+            for key, leaf in params.items()
+        }
+    else:
+        params = require_grad(params)
+    loss = problem.inner_loss(meta, params, batch)
+    return loss, gradient(loss, params, create_graph=create_graph)
+
+
 def inner_step(problem: Problem, meta: Tree, inner: Inner, batch: Batch, create_graph: bool = False) -> Inner:
     """One step of the inner run; with `create_graph` it stays differentiable in `meta` and `inner`."""
-    params = inner.params
-    if not (create_graph and problem.second_derivatives):
-        params = {key: leaf.detach().requires_grad_() for key, leaf in params.items()}
-    loss = problem.inner_loss(meta, params, batch)
-    grads = gradient(loss, params, create_graph=create_graph and problem.second_derivatives)
+    second = create_graph and problem.second_derivatives
+    _, grads = loss_and_gradient(problem, meta if second else detach(meta), inner.params, batch, second)
     return problem.update(meta, inner, grads)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from metalearn.problem import Inner, Problem
 from metalearn.task import Batch, Metrics
-from metalearn.tree import Tree
+from metalearn.tree import Tree, zeros_like
 
 Carry = Any  # what an estimator keeps between calls: an Inner, or particles of them
 
@@ -49,4 +49,44 @@ class HyperGradient(ABC):
         """The hypergradient over `segment`, from `carry`. `rng` feeds estimators that sample."""
 
 
-__all__ = ["Carry", "Estimate", "HyperGradient", "Inner", "Segment"]
+def check_segment(segment: Segment) -> None:
+    """Raises ValueError for an outer batch at a step that the segment does not reach, or none at all."""
+    steps = len(segment.inner)
+    outside = [step for step in segment.outer if not 0 <= step <= steps]
+    if outside or not segment.outer:
+        raise ValueError(
+            f"outer batches at steps {list(segment.outer)} of {steps}; allowed: 0 to {steps}, one or more"
+        )
+
+
+def pull_back(outputs: Sequence[Tensor], cotangents: Sequence[Tensor] | None, *trees: Tree) -> list[Tree]:
+    """sum_i cotangents[i] * d outputs[i] / d tree for each tree, frees the graph.
+
+    Leaves that no output depends on get zeros, also where nothing is differentiable at all. `cotangents`
+    is None for scalars.
+    """
+    weights = [None] * len(outputs) if cotangents is None else cotangents
+    pairs = [(output, w) for output, w in zip(outputs, weights, strict=True) if output.requires_grad]
+    leaves = [leaf for tree in trees for leaf in tree.values()]
+    if not pairs or not leaves:
+        return [zeros_like(tree) for tree in trees]
+    roots, seeds = zip(*pairs, strict=True)
+    grads = iter(torch.autograd.grad(roots, leaves, seeds, allow_unused=True, materialize_grads=True))
+    return [{key: next(grads) for key in tree} for tree in trees]
+
+
+def meta_gradient(loss: Float[Tensor, ""], meta: Tree) -> Tree:
+    """d loss / d meta, zeros where there is no dependence; frees the graph."""
+    return pull_back([loss], None, meta)[0]
+
+
+__all__ = [
+    "Carry",
+    "Estimate",
+    "HyperGradient",
+    "Inner",
+    "Segment",
+    "check_segment",
+    "meta_gradient",
+    "pull_back",
+]
