@@ -133,7 +133,8 @@ def _markdown(table: list[Row]) -> str:
     ]
     lines += [
         f"| {row.name} | {row.cpu_median:.2f} ({row.cpu_min:.2f}) "
-        f"| {row.wall_median:.2f} ({row.wall_min:.2f}) | {row.steps_per_second:.2f} | {row.peak_rss:.0f} | {row.ratio:.2f} |"
+        f"| {row.wall_median:.2f} ({row.wall_min:.2f}) "
+        f"| {row.steps_per_second:.2f} | {row.peak_rss:.0f} | {row.ratio:.2f} |"
         for row in table
     ]
     return "\n".join(lines)
