@@ -1,0 +1,132 @@
+"""Weights & Biases, fed from the rows of metrics.jsonl. Nothing that goes wrong here ends a run."""
+
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from metalearn.config import Config
+from metalearn.train.console import say
+from metalearn.train.failure import exit_code_of
+from metalearn.train.run_directory import RunDirectory
+from metalearn.train.stored_config import plain
+
+INIT_SECONDS = 20.0  # then offline
+FINISH_SECONDS = 120.0  # of waiting for uploads; `wandb sync` sends the rest
+
+
+class Tracker:
+    """One W&B run for one run directory, or none (`log=none`).
+
+    Offline by default. Online without a key or a server goes on offline, with one warning. A resumed run
+    keeps its W&B id; rows carry their step, so that what is sent twice stays one row.
+    """
+
+    def __init__(self, config: Config, directory: RunDirectory) -> None:
+        self._config, self._directory = config, directory
+        self._run: Any = None
+
+    def __enter__(self) -> "Tracker":
+        if self._config.log.name != "none":
+            self._attempt("starting", self._start)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._attempt("finishing", lambda: self._run.finish(exit_code=exit_code_of(error)))
+        self._run = None
+
+    def log(self, row: dict[str, Any]) -> None:
+        """Send a row."""
+        self._attempt("logging", lambda: self._run.log(row, step=row["step"]))
+
+    def upload(self, folder: Path) -> None:
+        """Send a folder's files as one artifact, and its pictures to look at."""
+        self._attempt("uploading", lambda: self._upload(folder))
+
+    def _attempt(self, doing: str, action: Callable[[], Any]) -> None:
+        if self._run is None and doing != "starting":
+            return
+        try:
+            action()
+        except Exception as error:
+            self._run = None
+            reason = (str(error).splitlines() or [""])[0]
+            say(
+                f"W&B stopped while {doing} ({type(error).__name__}: {reason}); the run goes on and "
+                "metrics.jsonl is complete"
+            )
+
+    def _start(self) -> None:
+        mode = (
+            os.environ.get("WANDB_MODE") or {"wandb": "online", "offline": "offline"}[self._config.log.name]
+        )
+        if mode != "online":
+            self._run = self._init(mode)
+            return
+        try:
+            self._run = self._init(mode)
+        except Exception as error:
+            reason = (str(error).splitlines() or [""])[0]
+            say(
+                f"W&B is out of reach ({type(error).__name__}: {reason}); going on offline, "
+                f"`wandb sync {self._directory.path}/wandb/offline-run-*` sends it later"
+            )
+            self._run = self._init("offline")
+
+    def _init(self, mode: str) -> Any:
+        import wandb
+
+        config, log = self._config, self._config.log
+        settings = wandb.Settings(
+            console="off",
+            silent=mode != "online",
+            disable_git=True,
+            disable_code=True,
+            x_disable_stats=True,
+            x_disable_machine_info=True,
+            x_save_requirements=False,
+            init_timeout=INIT_SECONDS,
+            login_timeout=INIT_SECONDS,
+            finish_timeout=FINISH_SECONDS,
+        )
+        run = wandb.init(
+            mode=mode,  # type: ignore[arg-type]
+            project=log.project,
+            entity=log.entity,
+            group=config.name,
+            job_type=config.role,
+            name=self._directory.path.name,
+            tags=log.tags,
+            config=plain(config),
+            dir=str(self._directory.path),
+            id=os.environ.get("WANDB_RUN_ID") or self._directory.wandb_id,  # a sweep's agent names its runs
+            resume="allow",
+            settings=settings,
+        )
+        run.define_metric("step", hidden=True)
+        run.define_metric("*", step_metric="step")
+        return run
+
+    def _upload(self, folder: Path) -> None:
+        import wandb
+
+        files = sorted(path for path in folder.rglob("*") if path.is_file()) if folder.exists() else []
+        if not files:
+            return
+        pictures: dict[str, Any] = {}
+        for path in files:
+            name = f"artifacts/{path.relative_to(folder).with_suffix('').as_posix()}"
+            if path.suffix == ".png":
+                pictures[name] = wandb.Image(str(path))
+            elif path.suffix == ".svg":
+                pictures[name] = wandb.Html(path.read_text("utf-8"))
+        if pictures:
+            self._run.log(pictures)
+        name = re.sub(r"[^\w.-]", "-", f"{self._config.name}-{self._run.id}")
+        artifact = wandb.Artifact(name, type="result")
+        artifact.add_dir(str(folder))
+        self._run.log_artifact(artifact)
