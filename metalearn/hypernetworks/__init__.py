@@ -1,0 +1,3 @@
+"""Networks whose weights are made by other networks (Ha, Dai and Le 2017), and their controls."""
+
+from metalearn.hypernetworks import config as config

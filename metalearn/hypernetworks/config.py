@@ -1,0 +1,60 @@
+"""The options of recurrent language models, and of the cells they are made of."""
+
+from dataclasses import dataclass
+
+from metalearn.config import choice, number, required
+from metalearn.registry import register
+
+
+@dataclass(frozen=True)
+class CellOptions:
+    """What all cells have in common."""
+
+    layer_norm: bool
+    forget_bias: float  # added inside the forget gate's sigmoid; not learned
+    recurrent_keep: float  # share of candidate values tanh(g) that recurrent dropout keeps
+    initial: str  # "paper" (appendix A.2.3) or "code" (the authors' supercell.py), where they disagree
+
+
+@dataclass(frozen=True)
+class HyperOptions:
+    """The small LSTM that scales the rows of the main one's weights."""
+
+    units: int
+    embedding: int  # size of each of the twelve z
+    layer_norm: bool
+    recurrent_keep: float
+    embeddings_from: str  # z_t from the hyper cell's output at the "current" step, or at the "previous" one
+
+
+@dataclass
+class LanguageModelOptions:
+    """A recurrent stack on one-hot symbols."""
+
+    name: str = required()
+    units: int = number(at_least=1)
+    layers: int = number(at_least=1)
+    layer_norm: bool = required()
+    forget_bias: float = number()
+    initial: str = choice("paper", "code")
+    input_keep: float = number(above=0, at_most=1)
+    recurrent_keep: float = number(above=0, at_most=1)
+    output_keep: float = number(above=0, at_most=1)
+
+
+@register("network", "lstm_lm", "metalearn.hypernetworks.language_model:LstmLanguageModel")
+@dataclass
+class LstmLmOptions(LanguageModelOptions):
+    """An ordinary LSTM."""
+
+
+@register("network", "hyperlstm_lm", "metalearn.hypernetworks.language_model:HyperLstmLanguageModel")
+@dataclass
+class HyperlstmLmOptions(LanguageModelOptions):
+    """A HyperLSTM."""
+
+    hyper_units: int = number(at_least=1)
+    embedding: int = number(at_least=1)  # size of each of the twelve z
+    hyper_layer_norm: bool = required()
+    hyper_recurrent_keep: float = number(above=0, at_most=1)
+    embeddings_from: str = choice("current", "previous")  # which output of the hyper cell makes z_t

@@ -1,0 +1,84 @@
+"""Language models on one-hot symbols: a recurrent stack between dropout and a linear map."""
+
+from abc import ABC
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from metalearn.hypernetworks.config import (
+    CellOptions,
+    HyperlstmLmOptions,
+    HyperOptions,
+    LanguageModelOptions,
+    LstmLmOptions,
+)
+from metalearn.hypernetworks.hyperlstm import HyperLSTM
+from metalearn.hypernetworks.lstm import LSTM
+from metalearn.hypernetworks.recurrent import Stack
+from metalearn.network import Network, Output
+from metalearn.registry import UserError
+from metalearn.task import TaskSpec
+from metalearn.tree import Tree
+
+
+class LanguageModel(Network, ABC):
+    """Scores the next symbol at each time; the state's tensors are [layers batch units]."""
+
+    def __init__(
+        self,
+        options: LanguageModelOptions,
+        spec: TaskSpec,
+        recurrent: Stack,
+        parts: tuple[str, ...],
+    ) -> None:
+        if spec.kind != "language_model":
+            raise UserError(
+                f"network {options.name}: task {spec.name} is a {spec.kind}; choose a language_model task"
+            )
+        super().__init__()
+        self.options, self.parts = options, parts
+        self.recurrent = recurrent
+        self.output = nn.Linear(options.units, spec.outputs)
+
+    def forward(self, x: Int[Tensor, "batch time"], state: Tree | None = None) -> Output:
+        start = None if state is None else tuple(state[part] for part in self.parts)
+        outputs, last = self.recurrent(x.t(), start, self._input_scale(x.t()))
+        outputs = F.dropout(outputs, 1.0 - self.options.output_keep, self.training)
+        logits = self.output(outputs.transpose(0, 1))
+        return Output(logits, dict(zip(self.parts, last, strict=True)))
+
+    def _input_scale(self, x: Int[Tensor, "time batch"]) -> Float[Tensor, "time batch 1"] | None:
+        """Dropout of one-hot inputs: it can only scale or drop the one that is set."""
+        if not self.training or self.options.input_keep == 1.0:
+            return None
+        ones = torch.ones(*x.shape, 1, dtype=self.output.weight.dtype, device=x.device)
+        return F.dropout(ones, 1.0 - self.options.input_keep)
+
+
+class LstmLanguageModel(LanguageModel):
+    """An ordinary LSTM."""
+
+    def __init__(self, options: LstmLmOptions, spec: TaskSpec) -> None:
+        recurrent = LSTM(spec.outputs, options.units, _cell(options), options.layers)
+        super().__init__(options, spec, recurrent, ("h", "c"))
+
+
+class HyperLstmLanguageModel(LanguageModel):
+    """A HyperLSTM."""
+
+    def __init__(self, options: HyperlstmLmOptions, spec: TaskSpec) -> None:
+        hyper = HyperOptions(
+            units=options.hyper_units,
+            embedding=options.embedding,
+            layer_norm=options.hyper_layer_norm,
+            recurrent_keep=options.hyper_recurrent_keep,
+            embeddings_from=options.embeddings_from,
+        )
+        recurrent = HyperLSTM(spec.outputs, options.units, _cell(options), hyper, options.layers)
+        super().__init__(options, spec, recurrent, ("h", "c", "hyper_h", "hyper_c"))
+
+
+def _cell(options: LanguageModelOptions) -> CellOptions:
+    return CellOptions(options.layer_norm, options.forget_bias, options.recurrent_keep, options.initial)
