@@ -1,0 +1,56 @@
+"""Optimizers at work on fresh problems: loss curves, what they come to, and where they are written."""
+
+import json
+import math
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from metalearn.learned_optimizers.optimizees import Optimizee
+from metalearn.learned_optimizers.rules import UpdateRule
+from metalearn.problem import Inner
+from metalearn.task import Metrics, Split
+from metalearn.tree import Tree
+
+
+def rollout(
+    rule: UpdateRule, meta: Tree, optimizee: Optimizee, split: Split
+) -> Float[Tensor, "points problems"]:
+    """Losses before every step and after the last, `horizon + 1` points, on all problems of a split at once.
+
+    Which problems depends on the optimizee alone, so that every rule is given the same.
+    """
+    options = optimizee.options
+    count = options.test_problems if split == "test" else options.valid_problems
+    theta = torch.stack([optimizee.start(optimizee.stream(split, problem)) for problem in range(count)])
+    inner, curve = Inner({"theta": theta}, rule.slots(theta)), []
+    with torch.no_grad():
+        for step, pair in enumerate(optimizee.feed(split, count)):
+            losses, grads = optimizee.losses_and_gradients(inner.params["theta"], pair)
+            curve.append(losses / optimizee.functions)
+            if step < options.horizon:
+                inner = rule.update(meta, inner, {"theta": grads})
+    return torch.stack(curve)
+
+
+def summary(split: Split, curve: Float[Tensor, "points problems"]) -> Metrics:
+    """The mean last loss, and the mean log10 loss of whole runs."""
+    return {
+        f"{split}/final_loss": curve[-1].mean(),
+        f"{split}/mean_log_loss": curve.log10().mean(),
+    }
+
+
+def write_trajectories(folder: Path, curves: dict[str, Float[Tensor, "points problems"]]) -> None:
+    """`trajectories.json`: mean loss over problems by step, a series for each optimizer."""
+    series = {name: _numbers(curve.mean(1)) for name, curve in curves.items()}
+    points = len(next(iter(series.values())))
+    record = {"x": list(range(points)), "x_label": "step", "series": series}
+    (folder / "trajectories.json").write_text(json.dumps(record, indent=1) + "\n")
+
+
+def _numbers(curve: Tensor) -> list[float | None]:
+    """null where the loss is not finite: JSON has no other word for it."""
+    return [value if math.isfinite(value) else None for value in curve.tolist()]

@@ -1,0 +1,115 @@
+"""Small tasks, and how the tests build what they test."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+import metalearn.learned_optimizers  # noqa: F401
+from metalearn.config import MachineOptions
+from metalearn.hypergradient.config import UnrolledOptions
+from metalearn.hypergradient.unroll import Unrolled
+from metalearn.learned_optimizers.config import LearnedOptimizerOptions, TunedOptimizersOptions
+from metalearn.machine import Machine
+from metalearn.method import Context
+from metalearn.networks import Mlp, Point
+from metalearn.options import MlpOptions, PointOptions
+from metalearn.rng import generator, seeded
+from metalearn.task import Batch, Task, TaskSpec
+
+
+def _spec(name, kind, input_shape, outputs):
+    return TaskSpec(name, kind, input_shape, outputs, {"train": 100}, "loss", "test", "none", "made", "0")
+
+
+class Quadratics(Task):
+    """||W theta - y||^2, all entries standard normal, `functions` of them a batch."""
+
+    def __init__(self, functions: int = 4, dimension: int = 3) -> None:
+        self.shape, self.spec = (functions, dimension), _spec("quadratics", "function", (), dimension)
+
+    def batch(self, split, index):
+        n, d = self.shape
+        drawn = torch.randn(n, d, d + 1, generator=generator("quadratics", split, index))
+        drawn = drawn.to(torch.get_default_dtype())
+        return Batch(drawn[..., :d], drawn[..., d], (split, index))
+
+    def batches(self, split):  # noqa: ARG002
+        return 1
+
+    def sweep(self, split):
+        yield self.batch(split, 0)
+
+    def loss(self, output: Tensor, batch: Batch) -> Tensor:
+        residual = torch.einsum("nij,nj->ni", batch.x, output) - batch.y
+        return residual.square().sum(1).mean()
+
+    def metrics(self, output, batch):
+        return {"loss": self.loss(output, batch).detach()}
+
+
+class Blobs(Task):
+    """Three Gaussian clusters in four dimensions; minibatches of 16."""
+
+    spec = _spec("blobs", "classification", (4,), 3)
+
+    def batch(self, split, index):
+        rng = generator("blobs", split, index)
+        y = torch.randint(3, (16,), generator=rng)
+        x = 2 * F.one_hot(y, 4) + torch.randn(16, 4, generator=rng)
+        return Batch(x.to(torch.get_default_dtype()), y, (split, index))
+
+    def batches(self, split):  # noqa: ARG002
+        return 1
+
+    def sweep(self, split):
+        yield self.batch(split, 0)
+
+    def loss(self, output, batch):
+        return F.cross_entropy(output, batch.y)
+
+    def metrics(self, output, batch):
+        return {"loss": self.loss(output, batch).detach()}
+
+
+LEARNED = LearnedOptimizerOptions(
+    name="learned_optimizer", horizon=6, deviation=0.5, valid_problems=2, test_problems=2, layers=2,
+    hidden=20, preprocess="log_sign", log_sign_p=10.0, output_scale=0.1, forget_bias=1.0,
+    initial="truncated_normal", unroll=3, count_last=False, second_derivatives=False,
+    learning_rate=0.01, clip=None,
+)  # fmt: skip
+TUNED = TunedOptimizersOptions(
+    name="tuned_optimizers", horizon=6, deviation=0.5, valid_problems=2, test_problems=2,
+    optimizers=["sgd", "momentum", "nag", "rmsprop", "adam"], learning_rates=[0.01, 0.1, 1.0],
+    momentum=0.9, betas=[0.9, 0.999], alpha=0.99, epsilon=1e-8,
+)  # fmt: skip
+
+
+def learned(**changes) -> LearnedOptimizerOptions:
+    return dataclasses.replace(LEARNED, **changes)
+
+
+def tuned(**changes) -> TunedOptimizersOptions:
+    return dataclasses.replace(TUNED, **changes)
+
+
+def context(task: Task, steps: int = 10, seed: int = 0) -> Context:
+    machine = Machine(MachineOptions("cpu", "cpu", "fp32", compile=False, deterministic=False, threads=1))
+
+    def network():
+        with seeded(seed, "network"):
+            if task.spec.kind == "function":
+                return Point(PointOptions("point", 0.0), task.spec).to(torch.get_default_dtype())
+            mlp = Mlp(MlpOptions("mlp", [5], "sigmoid", None), task.spec)
+            return mlp.to(torch.get_default_dtype())
+
+    return Context(task, network, Unrolled(UnrolledOptions("unrolled")), machine, seed, steps)
+
+
+@pytest.fixture
+def float64():
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
