@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from metalearn.inner_optimizers import adam, adam_slots, rmsprop, rmsprop_slots, safe_sqrt, sgd, sgd_slots
+from metalearn.tree import gradient
 
 STEPS = 200
 CASES = {
@@ -29,8 +30,8 @@ CASES = {
     "rmsprop": (torch.optim.RMSprop, {"lr": 0.03}, {"alpha": 0.99, "epsilon": 1e-8}),
     "rmsprop decay": (
         torch.optim.RMSprop,
-        {"lr": 0.0005, "alpha": 0.95, "weight_decay": 0.1},  # large rates circle the minimum, chaotically
-        {"alpha": 0.95, "epsilon": 1e-8, "weight_decay": 0.1},
+        {"lr": 0.03, "alpha": 0.9, "weight_decay": 0.1},
+        {"alpha": 0.9, "epsilon": 1e-8, "weight_decay": 0.1},
     ),
 }
 OURS = {
@@ -48,19 +49,20 @@ def start(dtype=torch.float64):
     }
 
 
-def loss_of(params):
-    """Skewed and not convex; `dead` has a zero gradient."""
-    return (
-        (params["a"].sin() * torch.arange(1, 5)).sum() + (params["b"] ** 4).sum() + 0 * params["dead"].sum()
-    )
+def loss_of(params, index):
+    """Skewed, not convex, noisy (near a noiseless minimum RMSprop is chaotic); `dead` has a zero gradient."""
+    rng = torch.Generator().manual_seed(index)
+    noise = torch.randn(3, 4, generator=rng, dtype=torch.float64).to(params["a"].dtype)
+    skewed = params["a"].sin() * torch.arange(1, 5) + 2 * noise * params["a"]
+    return skewed.sum() + (params["b"] ** 4).sum() + 0 * params["dead"].sum()
 
 
 def ours(kind, rate, settings, params, steps=STEPS):
     step, fresh, defaults = OURS[kind]
     slots = fresh(params)
-    for _ in range(steps):
+    for index in range(steps):
         leaves = {key: leaf.detach().requires_grad_() for key, leaf in params.items()}
-        grads = dict(zip(leaves, torch.autograd.grad(loss_of(leaves), list(leaves.values())), strict=True))
+        grads = gradient(loss_of(leaves, index), leaves)
         params, slots = step(params, slots, grads, rate, **(defaults | settings))
     return params
 
@@ -68,9 +70,9 @@ def ours(kind, rate, settings, params, steps=STEPS):
 def torchs(kind, options, params):
     leaves = {key: leaf.clone().requires_grad_() for key, leaf in params.items()}
     optimizer = kind(list(leaves.values()), **options, foreach=False)
-    for _ in range(STEPS):
+    for index in range(STEPS):
         optimizer.zero_grad()
-        loss_of(leaves).backward()
+        loss_of(leaves, index).backward()
         optimizer.step()
     return {key: leaf.detach() for key, leaf in leaves.items()}
 
