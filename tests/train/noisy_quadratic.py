@@ -1,8 +1,6 @@
 """A small real method for the tests of the loop: momentum SGD on a quadratic with masked gradients."""
 
-import os
 import random
-import signal
 import sys
 import time
 from pathlib import Path
@@ -94,17 +92,10 @@ def train(config: Config, method: Method) -> Path:
 
 def main(run_dir: str, seconds: str, *changes: str) -> None:
     """Run in a process of its own, to be signalled and killed."""
-    options: dict[str, Any] = {}
-    log = "none"
-    for change in changes:
-        key, _, value = change.partition("=")
-        if key == "log":
-            log = value
-        else:
-            options[key] = (
-                {"true": True, "false": False}.get(value) if value in ("true", "false") else int(value)
-            )
-    train(configuration(Path(run_dir), log, **options), NoisyQuadratic(float(seconds)))
+    options = dict(change.split("=") for change in changes)
+    log = options.pop("log", "none")
+    numbers = {key: int(value) for key, value in options.items()}
+    train(configuration(Path(run_dir), log, **numbers), NoisyQuadratic(float(seconds)))
 
 
 if __name__ == "__main__":
