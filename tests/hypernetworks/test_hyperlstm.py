@@ -248,6 +248,12 @@ def test_layers_feed_each_other_and_states_carry_over(batch_first):
     expected, _ = stack.cells[1].scan(middle, zeros[1])
     torch.testing.assert_close(outputs, expected)
 
+    scale = draw(7, BATCH, 1, key="scale")
+    swapped = (x.transpose(0, 1), None, scale.transpose(0, 1)) if batch_first else (x, None, scale)
+    torch.testing.assert_close(
+        stack(*swapped)[1], stack(x * scale if not batch_first else swapped[0] * swapped[2])[1]
+    )
+
     halves = [x[:3].transpose(0, 1), x[3:].transpose(0, 1)] if batch_first else [x[:3], x[3:]]
     _, carried = stack(halves[0])
     second, last = stack(halves[1], carried)
