@@ -1,4 +1,4 @@
-# ruff: noqa: ARG002  (problems have the signatures of Problem)
+# ruff: noqa: ARG002, ARG004  (problems have the signatures of Problem)
 """Every estimator against the numerically differentiated inner run, on a problem with distinct curvatures."""
 
 import gc
@@ -9,7 +9,8 @@ import torch
 
 from metalearn.hypergradient.base import Segment
 from metalearn.hypergradient.finite_difference import FiniteDifference
-from metalearn.inner_optimizers import sgd, sgd_slots
+from metalearn.hypergradient.unroll import unroll
+from metalearn.inner_optimizers import sgd
 from metalearn.problem import Inner, Problem, inner_step
 from metalearn.registry import UserError
 from metalearn.rng import generator
@@ -333,32 +334,49 @@ def test_finite_difference_differentiates_inner_loss_once(
         estimate(estimator("unrolled"), problem, meta, segment)
 
 
+class _Alive(torch.autograd.Function):
+    """The identity; its context lives as long as the graph it is in."""
+
+    @staticmethod
+    def forward(ctx, x, seen):
+        seen.append(weakref.ref(ctx))
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad, None
+
+
 class Watched(SkewedQuadratic):
-    """Keeps weak references to every point that is visited."""
+    """Keeps weak references to every graph of the inner loss."""
 
     def __init__(self) -> None:
         super().__init__(0.9)
         self.seen = []
 
     def inner_loss(self, meta, params, batch):
-        self.seen.append(weakref.ref(params["w"]))
+        params = {"w": _Alive.apply(params["w"] + meta["target"], self.seen)}
         return super().inner_loss(meta, params, batch)
+
+    def alive(self):
+        return sum(reference() is not None for reference in self.seen)
 
 
 @pytest.mark.parametrize("name", ["finite_difference", "unrolled", "truncated"])
 def test_the_graph_is_freed_without_the_garbage_collector(name, estimator):
-    problem, meta = Watched(), meta_start()
-    steps = 1 if name == "finite_difference" else 6
+    problem, meta, steps = Watched(), meta_start(), 1 if name == "finite_difference" else 6
     gc.collect()
     gc.disable()
     try:
-        estimate(estimator(name, 1), problem, meta, segment_of(steps, steps))
+        found = estimate(
+            estimator(name, {"truncated": 3}.get(name, 0.01)), problem, meta, segment_of(steps, steps)
+        )
         assert len(problem.seen) >= steps
-        assert not any(reference() is not None for reference in problem.seen)
+        assert problem.alive() == 0
+        leaves = {key: leaf.requires_grad_() for key, leaf in meta.items()}
+        kept = unroll(problem, leaves, found.carry, segment_of(6, 6))
+        assert problem.alive() == 6  # the references do see a graph
+        del kept
+        assert problem.alive() == 0
     finally:
         gc.enable()
-
-
-def test_fresh_slots_are_zero():
-    slots = sgd_slots({"w": torch.ones(3)})
-    assert (slots["momentum/w"] == 0).all()
