@@ -1,8 +1,10 @@
 """Weights & Biases, fed from the rows of metrics.jsonl. Nothing that goes wrong here ends a run."""
 
+import contextlib
 import os
 import re
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -68,8 +70,10 @@ class Tracker:
             self._run = self._init(mode)
             return
         try:
-            self._run = self._init(mode)
+            with _no_questions():
+                self._run = self._init(mode)
         except Exception as error:
+            _forget_attempt()
             reason = (str(error).splitlines() or [""])[0]
             say(
                 f"W&B is out of reach ({type(error).__name__}: {reason}); going on offline, "
@@ -103,7 +107,7 @@ class Tracker:
             tags=log.tags,
             config=plain(config),
             dir=str(self._directory.path),
-            id=os.environ.get("WANDB_RUN_ID") or self._directory.wandb_id,  # a sweep's agent names its runs
+            id=_sweep_id() or self._directory.wandb_id,
             resume="allow",
             settings=settings,
         )
@@ -128,5 +132,29 @@ class Tracker:
             self._run.log(pictures)
         name = re.sub(r"[^\w.-]", "-", f"{self._config.name}-{self._run.id}")
         artifact = wandb.Artifact(name, type="result")
-        artifact.add_dir(str(folder))
+        for path in files:
+            artifact.add_file(str(path), path.relative_to(folder).as_posix())
         self._run.log_artifact(artifact)
+
+
+@contextlib.contextmanager
+def _no_questions() -> Iterator[None]:
+    """Within the block W&B finds no terminal to ask for a key on."""
+    stdin = sys.stdin
+    with open(os.devnull) as sys.stdin:  # noqa: PTH123
+        try:
+            yield
+        finally:
+            sys.stdin = stdin
+
+
+def _forget_attempt() -> None:
+    """Stop W&B's service: after a failed start it holds the run's id, and refuses it to the next one."""
+    import wandb
+
+    wandb.teardown()
+
+
+def _sweep_id() -> str | None:
+    """The run id that a W&B sweep's agent has chosen."""
+    return os.environ.get("WANDB_RUN_ID") if "WANDB_SWEEP_ID" in os.environ else None

@@ -54,7 +54,7 @@ def test_every_flipped_byte_of_a_tensor_is_noticed(path):
         assert not torch.equal(torch.load(path, weights_only=True)["method"]["w"], STATE["method"]["w"]), (
             "torch alone does not notice"
         )
-        with pytest.raises(Damaged, match="checksum|unreadable"):
+        with pytest.raises(Damaged, match=r"checksum|unreadable"):
             checkpoint.load(path)
 
 

@@ -50,7 +50,7 @@ def test_what_a_run_directory_holds(tmp_path):
     assert os.uname().nodename not in (run / "run.yaml").read_text()
 
 
-def test_the_commit_is_this_checkouts(tmp_path):
+def test_the_commit_is_this_checkouts():
     head = subprocess.run(
         ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True
     )
