@@ -59,7 +59,7 @@ class Optimizee:
         return [self.task.batch(split, index) for index in range(start, start + count)]
 
     def feed(self, split: Split, problems: int) -> Iterator[Pair]:
-        """Inputs and targets [problems, ...] of the first problems of a split, step after step to `horizon`."""
+        """Inputs and targets [problems, ...] of the first problems of a split, for step 0 to `horizon`."""
         pair: Pair | None = None
         for step in range(self.options.horizon + 1):
             if pair is None or not self.is_function:

@@ -1,6 +1,7 @@
 """Small tasks, and how the tests build what they test."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -113,3 +114,11 @@ def float64():
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture(scope="session")
+def kit():
+    """The small tasks, and builders of options and contexts."""
+    return SimpleNamespace(
+        Quadratics=Quadratics, Blobs=Blobs, learned=learned, tuned=tuned, context=context, spec=_spec
+    )

@@ -1,0 +1,123 @@
+"""The method in the loop's hands: resume, evaluation, learning, what it leaves behind."""
+
+import io
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from metalearn.learned_optimizers.meta_train import SERIES, LearnedOptimizer
+from metalearn.registry import UserError
+
+
+def _saved(state):
+    """Through a file, as a checkpoint goes."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    buffer.seek(0)
+    return torch.load(buffer, weights_only=True)
+
+
+@pytest.mark.parametrize("stop", [1, 2, 5])
+@pytest.mark.parametrize("task", ["Quadratics", "Blobs"])
+def test_resume_is_bit_exact(kit, task, stop):
+    """Also inside a run of three unrolls, at its end, and across it."""
+
+    def fresh():
+        return LearnedOptimizer(kit.learned(unroll=2), kit.context(getattr(kit, task)()))
+
+    whole = fresh()
+    losses = [whole.step(index)["train/meta_loss"] for index in range(8)]
+    first, second = fresh(), fresh()
+    for index in range(stop):
+        first.step(index)
+    first.evaluate("valid")
+    second.load_state_dict(_saved(first.state_dict()))
+    resumed = [second.step(index)["train/meta_loss"] for index in range(stop, 8)]
+
+    assert torch.equal(torch.stack(resumed), torch.stack(losses[stop:]))
+    assert all(torch.equal(second.meta[key], leaf) for key, leaf in whole.meta.items())
+    assert second.evaluate("valid") == whole.evaluate("valid")
+
+
+def test_state_and_parameters_are_carried_within_a_run_only(kit):
+    method = LearnedOptimizer(kit.learned(learning_rate=1e-30), kit.context(kit.Blobs()))
+    method.step(0)
+    after_one = method.carry.params["theta"]
+    method.step(1)
+    start = method.optimizee.start(method.optimizee.stream("train", 0))
+    assert not torch.equal(after_one, start)
+    assert not torch.equal(method.carry.params["theta"], after_one)
+    method.step(2)
+    other = LearnedOptimizer(kit.learned(learning_rate=1e-30), kit.context(kit.Blobs()))
+    other.step(2)
+    assert torch.equal(method.carry.params["theta"], other.carry.params["theta"])
+
+
+@pytest.mark.parametrize(("task", "ratio"), [("Quadratics", 0.6), ("Blobs", 0.8)])
+def test_learns(kit, task, ratio):
+    """The final validation loss falls well below that of the untrained LSTM."""
+    options = kit.learned(horizon=20, unroll=10, valid_problems=16, deviation=0.5)
+    method = LearnedOptimizer(options, kit.context(getattr(kit, task)()))
+    before = method.evaluate("valid")["valid/final_loss"]
+    for index in range(150):
+        method.step(index)
+    assert method.evaluate("valid")["valid/final_loss"] < ratio * before
+
+
+def test_evaluation_is_fixed_and_leaves_the_state(kit):
+    method = LearnedOptimizer(kit.learned(), kit.context(kit.Blobs()))
+    method.step(0)
+    before = _saved(method.state_dict())
+    first, again = method.evaluate("valid"), method.evaluate("valid")
+    assert first == again
+    assert first["valid/final_loss"] != method.evaluate("test")["test/final_loss"]
+    after = method.state_dict()
+    assert all(torch.equal(after["meta"][key], leaf) for key, leaf in before["meta"].items())
+    assert all(torch.equal(after["carry"]["slots"][k], leaf) for k, leaf in before["carry"]["slots"].items())
+
+
+def test_metrics_are_means_over_steps_and_functions(kit):
+    """At the start the quadratics' loss is E||y||^2 = 3 for theta = 0, whatever their number."""
+    options = kit.learned(deviation=0.0, output_scale=1e-6, unroll=3)
+    for functions in (50, 200):
+        method = LearnedOptimizer(options, kit.context(kit.Quadratics(functions, 3)))
+        assert method.step(0)["train/meta_loss"].item() == pytest.approx(3.0, rel=0.25)
+        assert method.evaluate("valid")["valid/final_loss"].item() == pytest.approx(3.0, rel=0.25)
+
+
+def test_clip_limits_the_meta_gradient(kit):
+    method = LearnedOptimizer(kit.learned(clip=1e-3, output_scale=1.0), kit.context(kit.Quadratics()))
+    method.step(0)
+    length = torch.stack([leaf.grad.square().sum() for leaf in method.meta.values()]).sum().sqrt()
+    assert length.item() == pytest.approx(1e-3, rel=1e-2)
+
+
+def test_artifacts(kit, tmp_path):
+    method = LearnedOptimizer(kit.learned(), kit.context(kit.Blobs()))
+    method.step(0)
+    final = method.evaluate("test")["test/final_loss"].item()
+    method.artifacts(tmp_path)
+    weights = load_file(tmp_path / "optimizer.safetensors")
+    assert all(torch.equal(weights[key], leaf) for key, leaf in method.meta.items())
+    record = json.loads((tmp_path / "optimizer.json").read_text())
+    assert (record["hidden"], record["task"]) == (20, "blobs")
+    curves = json.loads((tmp_path / "trajectories.json").read_text())
+    assert curves["x"] == list(range(7))
+    assert curves["series"][SERIES][-1] == pytest.approx(final)
+
+
+def test_bf16_runs(kit):
+    context = kit.context(kit.Blobs())
+    context.machine.options.precision = "bf16"
+    method = LearnedOptimizer(kit.learned(), context)
+    assert method.step(0)["train/meta_loss"].isfinite()
+    assert method.evaluate("valid")["valid/final_loss"].isfinite()
+
+
+def test_mistakes_are_explained(kit):
+    with pytest.raises(UserError, match=r"unroll: got 4, must divide method.horizon, 6"):
+        LearnedOptimizer(kit.learned(unroll=4), kit.context(kit.Blobs()))
+    with pytest.raises(UserError, match="hypergradient=unrolled"):
+        LearnedOptimizer(kit.learned(), kit.context(kit.Blobs())._replace(hypergradient=None))
