@@ -47,6 +47,12 @@ def main() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except Exception as error:
+        if debug:
+            raise
+        text = str(error).splitlines() or [""]
+        print(f"metalearn: failed: {type(error).__name__}: {text[0]}; --debug shows where", file=sys.stderr)
+        sys.exit(1)
 
 
 def _dispatch(arguments: list[str]) -> int:

@@ -113,7 +113,7 @@ def resolve(composed: DictConfig) -> Config:
     assert isinstance(plain, dict)
     values = {key: plain.get(key) for key in (f.name for f in dataclasses.fields(Config))}
     groups = {group: values.pop(group) for group in registry.GROUPS}
-    config = typed(Config, values, "")
+    config = typed(Config, {**values, **dict.fromkeys(groups)}, "")
     for group, options in groups.items():
         setattr(config, group, _group(group, options))
     _check(config, "")

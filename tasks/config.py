@@ -1,0 +1,119 @@
+"""Options of every task; numbers and their sources are in conf/task/."""
+
+from dataclasses import dataclass
+
+from metalearn.config import choice, number, required
+from metalearn.registry import register
+
+
+@dataclass
+class ExampleOptions:
+    """Labelled examples; `train` is what `valid` and `test` leave over."""
+
+    name: str = required()
+    batch: int = number(at_least=1)
+    evaluation_batch: int = number(at_least=1)  # examples a batch of a sweep
+    valid_size: int = number(at_least=0)  # training examples held out for validation; 0: train on all
+
+
+@dataclass
+class ImageOptions(ExampleOptions):
+    """Labelled images, augmented in training."""
+
+    normalise: bool = required()  # by the channels' mean and deviation; else pixels from 0 to 1
+    crop: int = number(at_least=0)  # pixels of padding before a random crop to the old size; 0: none
+    flip: bool = required()  # horizontally, half of the time
+    cutout: int = number(at_least=0)  # side of the square set to 0 after normalisation; 0: none
+
+
+@register("task", "two_moons", "tasks.examples:Examples")
+@dataclass
+class TwoMoonsOptions(ExampleOptions):
+    """two interleaved half circles in the plane, with noise: the smallest classification task"""
+
+
+@register("task", "digits", "tasks.examples:Examples")
+@dataclass
+class DigitsOptions(ImageOptions):
+    """1,797 real handwritten digits of 8x8 pixels, from scikit-learn"""
+
+
+@register("task", "mnist", "tasks.examples:Examples")
+@dataclass
+class MnistOptions(ImageOptions):
+    """60,000 + 10,000 handwritten digits of 28x28 pixels"""
+
+
+@register("task", "cifar10", "tasks.examples:Examples")
+@dataclass
+class Cifar10Options(ImageOptions):
+    """50,000 + 10,000 colour photographs of 32x32 pixels in ten classes"""
+
+
+@dataclass
+class TextOptions:
+    """A text as one long sequence of symbols."""
+
+    name: str = required()
+    batch: int = number(at_least=1)  # rows read side by side
+    time: int = number(at_least=1)  # symbols a row and batch: the length of truncated backpropagation
+    evaluation_batch: int = number(at_least=1)  # rows in a sweep
+    evaluation_time: int = number(at_least=1)  # symbols a row and batch of a sweep
+
+
+@register("task", "python_docs", "tasks.text:Text")
+@dataclass
+class PythonDocsOptions(TextOptions):
+    """characters of the Python language reference, which ships with Python"""
+
+
+@register("task", "tiny_shakespeare", "tasks.text:Text")
+@dataclass
+class TinyShakespeareOptions(TextOptions):
+    """1.1 million characters of Shakespeare"""
+
+
+@register("task", "ptb_char", "tasks.text:Text")
+@dataclass
+class PtbCharOptions(TextOptions):
+    """Penn Treebank by characters, 50 symbols (Mikolov 2012)"""
+
+
+@register("task", "ptb_word", "tasks.text:Text")
+@dataclass
+class PtbWordOptions(TextOptions):
+    """Penn Treebank by words, 10,000 of them (Mikolov 2012)"""
+
+
+@dataclass
+class FunctionOptions:
+    """A family of functions of theta; a batch is that many independent members."""
+
+    name: str = required()
+    batch: int = number(at_least=1)
+    dimension: int = number(at_least=2)
+    evaluated: int = number(at_least=1)  # functions in a sweep
+
+
+@register("task", "quadratic", "tasks.functions:Quadratic")
+@dataclass
+class QuadraticOptions(FunctionOptions):
+    """||W theta - y||^2 with random W and y (Andrychowicz et al. 2016, section 3.1)"""
+
+    distribution: str = choice("gaussian", "uniform")  # of the entries of W and y: the paper's, the code's
+
+
+@register("task", "rosenbrock", "tasks.functions:Rosenbrock")
+@dataclass
+class RosenbrockOptions(FunctionOptions):
+    """curved valleys with random optimum and steepness"""
+
+    steepness: float = number(at_least=1)  # the largest factor of the valley's walls
+
+
+@register("task", "rastrigin", "tasks.functions:Rastrigin")
+@dataclass
+class RastriginOptions(FunctionOptions):
+    """a quadratic under cosine ripples: many local minima"""
+
+    ripple: float = number(at_least=0)  # the height of the ripples, A
