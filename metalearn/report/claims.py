@@ -1,0 +1,103 @@
+"""What several seeds allow one to say: means, deviations, and one contender held against another."""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from metalearn.records import NOT_COMPARABLE
+from metalearn.report.numbers import measured, plain
+
+CONFIDENCE = 0.95
+RULE = (
+    "In a table, ± is the sample standard deviation over seeds. In a claim, the first contender is held "
+    "against the best of the others (by mean), seed by seed; ± is half the width of the 95 % t-interval of "
+    "the mean paired difference, and 'beats' and 'loses to' are said only where this interval excludes zero."
+)
+
+
+class Summary(NamedTuple):
+    """Values of several seeds."""
+
+    mean: float
+    deviation: float | None  # sample standard deviation; None for one value
+
+    def __str__(self) -> str:
+        return measured(self.mean, self.deviation)
+
+
+class Claim(NamedTuple):
+    """What a comparison comes to."""
+
+    verdict: str  # better, worse, unclear, none
+    statement: str
+    difference: float | None = None  # mean paired difference, positive where the first is better
+    half_width: float | None = None  # of its 95 % t-interval
+    seeds: tuple[int, ...] = ()  # those that both have
+
+
+def summary(values: Sequence[float]) -> Summary:
+    """Mean and sample standard deviation of at least one value."""
+    return Summary(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
+
+
+def half_width(values: Sequence[float]) -> float:
+    """Half the 95 % t-interval of the mean of at least two values (Student 1908)."""
+    from scipy.special import stdtrit  # lighter to import than scipy.stats
+
+    quantile = float(stdtrit(len(values) - 1, 0.5 + CONFIDENCE / 2))
+    return quantile * statistics.stdev(values) / math.sqrt(len(values))
+
+
+def claim(contenders: Mapping[str, Mapping[int, float]], goal: str, unit: str) -> Claim:
+    """The first contender against the best of the others. `contenders`: name -> seed -> value."""
+    (first, ours), *others = contenders.items()
+    others = [(name, values) for name, values in others if values]
+    if not others or not ours:
+        return Claim("none", f"no claim: {first} lacks finished runs to be compared")
+    sign = 1 if goal == "min" else -1
+    second, theirs = min(others, key=lambda other: sign * statistics.fmean(other[1].values()))
+    seeds = tuple(seed for seed in ours if seed in theirs)
+    if len(seeds) < 2:
+        return Claim(
+            "none", f"no claim: {first} and {second} share {len(seeds)} finished seeds, two are needed"
+        )
+    differences = [sign * (theirs[seed] - ours[seed]) for seed in seeds]
+    mean, half = statistics.fmean(differences), half_width(differences)
+    verdict = "better" if mean - half > 0 else "worse" if mean + half < 0 else "unclear"
+    words = f"{measured(abs(mean), half)} {'percentage points' if unit == '%' else unit}".rstrip()
+    basis = f"(paired, {len(seeds)} seeds)"
+    ahead = first if mean >= 0 else second
+    statement = {
+        "better": f"{first} beats {second} by {words} {basis}",
+        "worse": f"{first} loses to {second} by {words} {basis}",
+        "unclear": f"no clear difference between {first} and {second}: {ahead} ahead by {words} {basis}",
+    }[verdict]
+    return Claim(verdict, statement, mean, half, seeds)
+
+
+def published(paper: Mapping[str, Any]) -> str:
+    """A paper's value as printed there."""
+    if paper["value"] is None:
+        return "-"
+    spread = "" if paper["spread"] is None else f" ± {paper['spread']:g}"
+    return f"{paper['value']:g}{spread} {paper['unit']}".rstrip()
+
+
+def against_paper(values: Sequence[float], paper: Mapping[str, Any], comparable: bool, goal: str) -> str:
+    """Ours beside the published value; a verdict only for two seeds or more on the published data.
+
+    The 95 % t-interval of our mean is held against the published value, widened by its spread.
+    """
+    if not comparable:
+        return NOT_COMPARABLE
+    if paper["value"] is None:
+        return "no verdict: no number published"
+    if len(values) < 2:
+        return f"no verdict: {len(values)} seed{'' if len(values) == 1 else 's'}, two are needed"
+    mean, room = statistics.fmean(values), half_width(values) + (paper["spread"] or 0.0)
+    distance = mean - paper["value"]
+    if abs(distance) <= room:
+        return f"agrees ({len(values)} seeds)"
+    word = "better" if (distance < 0) == (goal == "min") else "worse"
+    return f"{word} by {plain(abs(distance))} ({len(values)} seeds)"

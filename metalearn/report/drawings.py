@@ -1,0 +1,144 @@
+"""The figures that a plan names, and those of runs put side by side."""
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+from metalearn.records import Run
+from metalearn.registry import UserError
+from metalearn.report.figures import band, chart
+from metalearn.report.plan import Table, stages_of
+
+Curve = tuple[Sequence[float], Sequence[float | None]]
+
+
+class Drawing(NamedTuple):
+    """One picture with its words. `svg` is empty where there is nothing to draw, and `caption` says why."""
+
+    title: str
+    svg: str
+    caption: str
+    themed: bool  # drawn by us: its colours may follow the page
+
+
+def of_plan(table: Table) -> list[Drawing]:
+    """The plan's figures. What cannot be drawn is there with the reason: a report shows what it lacks."""
+    colours = dict.fromkeys(table.plan.table.rows)
+    drawings = []
+    for figure in table.plan.figures:
+        draw = {"curve": _curves, "artifact": _series, "picture": _picture}
+        kind = next(kind for kind in draw if kind in figure)
+        try:
+            drawings.append(draw[kind](table, figure, colours))
+        except UserError as error:
+            drawings.append(Drawing(figure["title"], "", f"not drawn: {error}", True))
+    return drawings
+
+
+def overlay(
+    title: str, lines: dict[str, list[Curve]], labels: tuple[str, str], log: bool, colours: dict[str, None]
+) -> Drawing:
+    """Lines by name, each over its seeds. `labels` are those of x and y.
+
+    `colours` grows with the names, so that each keeps its colour across figures.
+    """
+    colours |= dict.fromkeys(lines)
+    places = list(colours)
+    bands = [band(name, curves, log, places.index(name)) for name, curves in lines.items()]
+    return Drawing(title, chart(bands, *labels, log), _caption(lines, log), True)
+
+
+def _caption(lines: dict[str, list[Curve]], log: bool) -> str:
+    counts = {len(curves) for curves in lines.values()}
+    if counts == {1}:
+        return "One seed." if len(lines) == 1 else "One seed each."
+    least, most = min(counts), max(counts)
+    middle = "Geometric mean" if log and _positive(lines) else "Mean"
+    seeds = f"{most}" if least == most else f"{least} to {most}"
+    return f"{middle} of {seeds} seeds; the band is one standard deviation to either side."
+
+
+def _positive(lines: dict[str, list[Curve]]) -> bool:
+    return all(value is not None and value > 0 for curves in lines.values() for _, y in curves for value in y)
+
+
+def _finished(table: Table, stage: str) -> list[Run]:
+    runs = table.finished(stage)
+    if not runs:
+        raise UserError(f"no run of stage {stage} has finished")
+    return runs
+
+
+def _curves(table: Table, figure: dict[str, Any], colours: dict[str, None]) -> Drawing:
+    metrics = [figure["curve"]] if isinstance(figure["curve"], str) else list(figure["curve"])
+    stages = stages_of(figure)
+    lines: dict[str, list[Curve]] = {}
+    for label, stage in stages.items():
+        for metric in metrics:
+            name = label if len(metrics) == 1 else metric if len(stages) == 1 else f"{label}, {metric}"
+            lines[name] = [steps(run, metric) for run in _finished(table, stage)]
+    labels = (figure.get("x_label", "step"), figure.get("label", ", ".join(metrics)))
+    return overlay(figure["title"], lines, labels, figure.get("log", False), colours)
+
+
+def steps(run: Run, metric: str) -> Curve:
+    """A metric against steps. Raises UserError listing the metrics that exist."""
+    points = run.curve(metric)
+    return [point.step for point in points], [point.value for point in points]
+
+
+def _series(table: Table, figure: dict[str, Any], colours: dict[str, None]) -> Drawing:
+    lines: dict[str, list[Curve]] = {}
+    x_label = ""
+    for stage in stages_of(figure).values():
+        for run in _finished(table, stage):
+            found, x_label = series(run, figure["artifact"])
+            for name, curve in found.items():
+                lines.setdefault(name, []).append(curve)
+    labels = (figure.get("x_label", x_label), figure.get("label", ""))
+    return overlay(figure["title"], lines, labels, figure.get("log", False), colours)
+
+
+def series(run: Run, name: str) -> tuple[dict[str, Curve], str]:
+    """The curves in `artifacts/<name>`, {"x": [...], "x_label": "step", "series": {...}}, and the label of x.
+
+    Raises UserError naming the file and what it lacks.
+    """
+    path = run.path / "artifacts" / name
+    try:
+        content = json.loads(path.read_text("utf-8"))
+        x, curves = content["x"], content["series"]
+        if any(len(y) != len(x) for y in curves.values()) or not curves:
+            raise ValueError("every series must have as many values as x")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: holds no curves: {type(error).__name__}: {error}") from None
+    return {label: (x, y) for label, y in curves.items()}, content.get("x_label", "")
+
+
+def _picture(table: Table, figure: dict[str, Any], _: dict[str, None]) -> Drawing:
+    name = figure["picture"]
+    runs = [run for stage in stages_of(figure).values() for run in _finished(table, stage)]
+    for run in runs:
+        path = run.path / "artifacts" / name
+        if path.suffix == ".svg" and path.exists():
+            return Drawing(figure["title"], path.read_text("utf-8"), f"Seed {run.seed}.", False)
+    there = sorted({path.name for run in runs for path in (run.path / "artifacts").glob("*.svg")})
+    raise UserError(f"no finished run has artifacts/{name}; there is: {', '.join(there) or 'no .svg'}")
+
+
+def of_metrics(groups: dict[str, list[Run]]) -> Iterable[Drawing]:
+    """Every metric's curves: one figure a quantity within one group, one figure a metric for several."""
+    colours = dict.fromkeys(groups) if len(groups) > 1 else {}
+    metrics = dict.fromkeys(metric for runs in groups.values() for run in runs for metric in run.metrics)
+    figures: dict[str, dict[str, list[Curve]]] = {}
+    for metric in metrics:
+        for label, runs in groups.items():
+            curves = [steps(run, metric) for run in runs if metric in run.metrics]
+            curves = [curve for curve in curves if len(curve[0]) > 1]
+            if not curves:
+                continue
+            split, _, quantity = metric.rpartition("/")
+            title, line = (metric, label) if len(groups) > 1 else (quantity, split or quantity)
+            figures.setdefault(title, {})[line] = curves
+    for title, lines in figures.items():
+        yield overlay(title, lines, ("step", title), False, colours)

@@ -1,0 +1,173 @@
+"""A replicate plan held against the runs that it made: rows, claim, figures."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from metalearn import records
+from metalearn.records import Run
+from metalearn.registry import UserError, closest
+from metalearn.report.claims import Claim, Summary, claim, summary
+
+FIGURE_KEYS = ("title", "label", "x_label", "log", "stage", "stages", "curve", "artifact", "picture")
+KINDS = ("curve", "artifact", "picture")
+
+
+class TableOptions(Protocol):
+    """The `table` block of a plan."""
+
+    metric: str
+    goal: str
+    unit: str
+    rows: dict[str, str]  # contender: stage
+
+
+class Plan(Protocol):
+    """What `metalearn replicate` has read from a recipe."""
+
+    name: str
+    family: str
+    seeds: list[int]
+    stages: Any  # a mapping whose keys are the names
+    table: TableOptions
+    figures: list[dict[str, Any]]
+
+
+Folders = Mapping[str, Mapping[int, Path]]  # stage -> seed -> run directory
+
+
+class Entry(NamedTuple):
+    """One run that a plan asks for, there or not."""
+
+    stage: str
+    seed: int
+    path: Path
+    run: Run | None
+    state: str
+    message: str
+
+
+class Row(NamedTuple):
+    """One contender of a plan's table, over its finished runs."""
+
+    family: str
+    task: str
+    contender: str
+    metric: str
+    unit: str
+    values: dict[int, float]  # by seed
+    parameters: tuple[int, ...]
+    seconds: float | None  # mean of one run
+    stamp: str
+
+    @property
+    def summary(self) -> Summary | None:
+        return summary(list(self.values.values())) if self.values else None
+
+
+@dataclass(frozen=True)
+class Table:
+    """What one plan came to."""
+
+    plan: Plan
+    entries: list[Entry]
+    rows: list[Row]
+    claim: Claim
+
+    def finished(self, stage: str) -> list[Run]:
+        """The runs of a stage that got to their end, by seed."""
+        return [entry.run for entry in self.entries if entry.stage == stage and entry.run and _done(entry)]
+
+    @property
+    def unfinished(self) -> list[Entry]:
+        return [entry for entry in self.entries if not _done(entry)]
+
+
+def _done(entry: Entry) -> bool:
+    return entry.state == "finished"
+
+
+def check(plan: Plan) -> None:
+    """Refuse a plan whose table or figures name what is not there. Raises UserError."""
+    if plan.table.goal not in ("min", "max"):
+        raise UserError(f"replicate.table.goal: got {plan.table.goal!r}, must be one of min, max")
+    for stage in plan.table.rows.values():
+        _check_stage(plan, stage, "table.rows")
+    for number, figure in enumerate(plan.figures):
+        place = f"figures[{number}]"
+        for key in figure:
+            if key not in FIGURE_KEYS:
+                allowed = ", ".join(closest(str(key), list(FIGURE_KEYS)))
+                raise UserError(f"replicate.{place}.{key}: no such option; choose one of: {allowed}")
+        kinds = [kind for kind in KINDS if kind in figure]
+        if len(kinds) != 1 or "title" not in figure:
+            raise UserError(
+                f"replicate.{place}: got {', '.join(map(str, figure))}; must have a title and one of "
+                f"{', '.join(KINDS)}"
+            )
+        for stage in stages_of(figure).values():
+            _check_stage(plan, stage, place)
+
+
+def stages_of(figure: Mapping[str, Any]) -> dict[str, str]:
+    """Label -> stage of a figure; `stage: x` and `stages: [x, y]` label by the stage's name."""
+    stages = figure.get("stages", figure.get("stage", []))
+    if isinstance(stages, str):
+        return {stages: stages}
+    return dict(stages) if isinstance(stages, Mapping) else {stage: stage for stage in stages}
+
+
+def _check_stage(plan: Plan, stage: str, place: str) -> None:
+    if stage not in plan.stages:
+        allowed = ", ".join(closest(str(stage), list(plan.stages)))
+        raise UserError(f"replicate.{place}: no stage is called {stage!r}; choose one of: {allowed}")
+
+
+def evaluate(plan: Plan, folders: Folders) -> Table:
+    """Read the plan's runs. Runs that are missing or did not finish are listed and count nowhere."""
+    check(plan)
+    entries = [_entry(stage, seed, path) for stage in plan.stages for seed, path in folders[stage].items()]
+    table = Table(plan, entries, [], Claim("none", ""))
+    rows = [_row(table, contender, stage) for contender, stage in plan.table.rows.items()]
+    held = claim({row.contender: row.values for row in rows}, plan.table.goal, plan.table.unit)
+    return Table(plan, entries, rows, held)
+
+
+def _entry(stage: str, seed: int, path: Path) -> Entry:
+    if not path.exists():
+        return Entry(stage, seed, path, None, "missing", "never started")
+    try:
+        run = records.read(path)
+    except UserError as error:
+        return Entry(stage, seed, path, None, "unreadable", str(error))
+    return Entry(stage, seed, path, run, run.state, run.message)
+
+
+def _row(table: Table, contender: str, stage: str) -> Row:
+    metric, runs = table.plan.table.metric, table.finished(stage)
+    with_value = [run for run in runs if metric in run.metrics]
+    seconds = [run.seconds for run in runs if run.seconds is not None]
+    known = [entry.run for entry in table.entries if entry.run]
+    return Row(
+        family=table.plan.family,
+        task=(runs or known)[0].task if runs or known else "-",
+        contender=contender,
+        metric=metric,
+        unit=table.plan.table.unit,
+        values={run.seed: run.last(metric) for run in with_value},
+        parameters=tuple(run.parameters for run in runs if run.parameters is not None),
+        seconds=sum(seconds) / len(seconds) if seconds else None,
+        stamp=next((run.stamp(metric) for run in runs), ""),
+    )
+
+
+def remarks(table: Table) -> Sequence[str]:
+    """What a reader must know of the rows: finished runs that lack the metric."""
+    metric, lines = table.plan.table.metric, []
+    for contender, stage in table.plan.table.rows.items():
+        for run in table.finished(stage):
+            if metric not in run.metrics:
+                there = ", ".join(closest(metric, run.metrics)) or "none"
+                lines.append(f"{contender}, seed {run.seed}: has no metric {metric!r}; it has: {there}")
+    return lines
