@@ -1,6 +1,8 @@
 """Where tensors live and how functions run: device, precision, compilation, determinism, threads."""
 
 import contextlib
+import os
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -10,12 +12,15 @@ from torch import Tensor
 from metalearn.config import MachineOptions
 from metalearn.registry import UserError
 
+TORCHS_THREADS = torch.get_num_threads()  # before any machine was made
+
 
 class Machine:
     """A device with a precision. `device=auto` takes CUDA where there is one.
 
-    Precision: fp32 (full float32 products), tf32 (CUDA tensor cores on float32), bf16 (autocast; weights
-    and optimizers stay float32).
+    Precision: fp32 (full float32 products), tf32 (CUDA tensor cores on float32; the CPU knows none and
+    computes as in fp32), bf16 (autocast; weights and optimizers stay float32). The settings are torch's
+    own and hold for the process: the last machine made decides.
     """
 
     def __init__(self, options: MachineOptions) -> None:
@@ -26,11 +31,13 @@ class Machine:
             )
         self.options = options
         self.device = torch.device("cuda" if available and options.device != "cpu" else "cpu")
-        if options.threads:
-            torch.set_num_threads(options.threads)
-        torch.backends.cuda.matmul.allow_tf32 = options.precision == "tf32"
-        torch.backends.cudnn.allow_tf32 = options.precision == "tf32"
+        torch.set_num_threads(options.threads or TORCHS_THREADS)
+        _allow_tf32(options.precision == "tf32")
+        if options.deterministic:
+            # read by cuBLAS when its first product comes; without it torch refuses products on CUDA
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(options.deterministic)
+        torch.backends.cudnn.deterministic = options.deterministic
         torch.backends.cudnn.benchmark = not options.deterministic
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
@@ -49,3 +56,11 @@ class Machine:
     def put(self, tensor: Tensor) -> Tensor:
         """`tensor` on the device."""
         return tensor.to(self.device)
+
+
+def _allow_tf32(allow: bool) -> None:
+    """By the older of torch's two interfaces: its compiler reads that one and fails if they are mixed."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*TF32.*")
+        torch.backends.cuda.matmul.allow_tf32 = allow
+        torch.backends.cudnn.allow_tf32 = allow
