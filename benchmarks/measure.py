@@ -61,14 +61,17 @@ def measure(contenders: dict[str, Callable[[], object]], rounds: int = 5) -> lis
 
 
 def report(title: str, table: list[Row], save: bool) -> None:
-    """Print the table with machine, versions, commit and date; with `save` also write it to results/."""
+    """Print the table with machine, versions, commit and date; with `save` also write it to results/.
+
+    The files are named for the title's words before its first colon.
+    """
     facts = {"date": _now(), "commit": _commit(), "machine": machine(), "versions": versions()}
     text = f"# {title}\n\n{_markdown(table)}\n\n" + "\n".join(
         f"{key}: {value}  " for key, value in facts.items()
     )
     print(text)
     if save:
-        name = re.sub(r"[^a-z0-9]+", "_", title.lower()).strip("_")
+        name = re.sub(r"[^a-z0-9]+", "_", title.partition(":")[0].lower()).strip("_")
         RESULTS.mkdir(exist_ok=True)
         (RESULTS / f"{name}.md").write_text(text + "\n")
         record = {"title": title, **facts, "rows": [row._asdict() for row in table]}

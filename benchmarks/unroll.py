@@ -108,7 +108,7 @@ def main() -> None:
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/")
     options = parser.parse_args()
     warnings.filterwarnings("ignore", category=UserWarning, module="higher")
-    title = f"Unroll of {options.steps} SGD steps, MLP 784-{options.width}-{options.width}-10"
+    title = f"Unroll: {options.steps} SGD steps, MLP 784-{options.width}-{options.width}-10"
     table = measure(contenders(options.steps, options.width, options.batch), options.rounds)
     report(f"{title}, batch {options.batch}, float32", table, options.save)
 
