@@ -34,8 +34,8 @@ class Unrolled(HyperGradient):
     """The exact hypergradient: reverse mode through every inner step of the segment.
 
     A run longer than a segment goes on from the carry, whose history is cut: truncated backpropagation.
-    Every operation of `inner_loss` needs a second derivative; beware of `once_differentiable` functions, whose
-    error `torch.autograd.grad` never reaches: their term is dropped in silence (torch 2.13).
+    Every operation of `inner_loss` needs a second derivative; beware of `once_differentiable` functions:
+    `torch.autograd.grad` never reaches their error and drops their term in silence (torch 2.13).
     """
 
     def __init__(self, options: UnrolledOptions) -> None:
