@@ -1,43 +1,59 @@
-"""Data files: found under data_dir or downloaded, and verified before anything reads them."""
+"""Data files: found or downloaded, and verified before anything reads them."""
 
 import contextlib
 import gzip
 import hashlib
+import http.client
 import os
 import tempfile
 import urllib.request
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from metalearn.registry import UserError
 
-TIMEOUT = 20  # seconds that a download may stay silent
+TIMEOUT = 10  # seconds that a download may stay silent
+LARGEST = 1 << 28  # bytes that a packed file may unpack to
 
 
 class DataFile(NamedTuple):
     """One file by its content, wherever it lies."""
 
-    digest: str  # "sha256:..." or "md5:..." of the content, after gunzip if the name ends in .gz
+    digest: str  # "sha256:..." or "md5:..." of the content, unpacked if the name ends in .gz (not .tar.gz)
     places: tuple[str, ...]  # paths under data_dir, the first existing one is read
     url: str | None = None  # the usual source; saved at the first place
+    instead: str = ""  # what else would do, for the message that the file is missing
+
+
+def cache_dir() -> Path:
+    """Where decoded data are kept: METALEARN_CACHE_DIR, else metalearn/ in the user's cache folder."""
+    named, base = os.environ.get("METALEARN_CACHE_DIR"), os.environ.get("XDG_CACHE_HOME")
+    return Path(named) if named else Path(base or Path("~/.cache").expanduser()) / "metalearn"
 
 
 def find(file: DataFile, data_dir: Path) -> Path | None:
-    """Where the file lies under `data_dir`, or None."""
-    return next((data_dir / place for place in file.places if (data_dir / place).is_file()), None)
+    """Where the file lies under `data_dir`, or among earlier downloads in the cache; None if nowhere."""
+    paths = (folder / place for folder in (data_dir, cache_dir()) for place in file.places)
+    return next((path for path in paths if path.is_file()), None)
+
+
+def missing(files: Sequence[DataFile], data_dir: Path) -> list[DataFile]:
+    """The files that `find` does not find."""
+    return [file for file in files if find(file, data_dir) is None]
 
 
 def read(file: DataFile, data_dir: Path, download: bool) -> bytes:
     """The verified content. Raises UserError that names the file, the digests and the remedy."""
     path = find(file, data_dir)
     if path is None:
-        path = _download(file, data_dir, download)
+        return _download(file, data_dir, download)
     try:
-        return _verified(path.read_bytes(), file, path)
+        return _verified(path.read_bytes(), file, str(path))
     except OSError as error:
         raise UserError(
-            f"{path}: cannot be read ({error}); mend it or delete it to have it downloaded"
+            f"{path}: cannot be read ({error}); mend its permissions or put a copy there"
         ) from None
 
 
@@ -47,63 +63,65 @@ def digest_of(content: bytes, like: str) -> str:
     return f"{algorithm}:{hashlib.new(algorithm, content, usedforsecurity=False).hexdigest()}"
 
 
-def _verified(raw: bytes, file: DataFile, path: Path) -> bytes:
+def _verified(raw: bytes, file: DataFile, origin: str) -> bytes:
+    """What `raw` unpacks to. Raises UserError if that is not the file."""
     try:
-        content = gzip.decompress(raw) if path.suffix == ".gz" else raw
+        content = _gunzip(raw) if origin.endswith(".gz") and not origin.endswith(".tar.gz") else raw
         found = digest_of(content, file.digest)
-    except (OSError, EOFError, ValueError) as error:
-        found, content = f"none, it does not unpack ({error})", b""
+    except (OSError, EOFError, zlib.error) as error:
+        found, content = f"none, for it does not unpack ({error})", b""
     if found != file.digest:
         raise UserError(
-            f"{path}: truncated or altered: expected {file.digest}, found {found} ({len(raw)} bytes); "
+            f"{origin}: truncated or altered: expected {file.digest}, found {found} ({len(raw)} bytes); "
             "delete it and put a good copy there, or let it be downloaded (download=true)"
         )
     return content
 
 
-def _download(file: DataFile, data_dir: Path, allowed: bool) -> Path:
+def _gunzip(raw: bytes) -> bytes:
+    unpacker = zlib.decompressobj(zlib.MAX_WBITS | 16)
+    content = unpacker.decompress(raw, LARGEST)
+    if not unpacker.eof or unpacker.unused_data:
+        raise gzip.BadGzipFile("cut off, too large, or followed by other bytes")
+    return content
+
+
+def _download(file: DataFile, data_dir: Path, allowed: bool) -> bytes:
     looked = " or ".join(str(data_dir / place) for place in file.places)
-    remedy = "put the file there, or name its folder by data_dir=PATH or METALEARN_DATA_DIR"
+    remedy = (
+        f"put it there{file.instead}, or name the folder that has it by data_dir=PATH or METALEARN_DATA_DIR"
+    )
     if not allowed or file.url is None:
-        reason = "download=false" if file.url else "it has no source to download from"
+        reason = "download=false forbids to fetch it" if file.url else "it has no source to download from"
         raise UserError(f"no file {looked}, and {reason}; {remedy}")
     try:
         with urllib.request.urlopen(file.url, timeout=TIMEOUT) as answer:
             raw = answer.read()
-    except OSError as error:
+    except (OSError, http.client.HTTPException) as error:
         raise UserError(f"no file {looked}, and {file.url} did not answer ({error}); {remedy}") from None
-    path = data_dir / file.places[0]
-    _verified(raw, file, path)
-    with replacing(path) as temporary:
-        temporary.write_bytes(raw)
-    return path
+    content = _verified(raw, file, file.url)
+    _keep(raw, file.places[0], data_dir)
+    return content
+
+
+def _keep(raw: bytes, place: str, data_dir: Path) -> None:
+    """Save a download under `data_dir`, or in the cache where that cannot be written."""
+    for folder in (data_dir, cache_dir()):
+        with contextlib.suppress(OSError), replacing(folder / place) as temporary:
+            temporary.write_bytes(raw)
+            return
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary file beside `path` that becomes `path` when the block ends well."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    except OSError as error:
-        raise UserError(
-            f"{path.parent}: cannot be written ({error}); name another folder by data_dir=PATH"
-        ) from None
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(handle)
     try:
         yield Path(name)
+        with Path(name).open("rb") as written:
+            os.fsync(written.fileno())
         Path(name).replace(path)
     finally:
         Path(name).unlink(missing_ok=True)
-
-
-def cache_dir() -> Path:
-    """Where decoded data are kept: METALEARN_CACHE_DIR, else metalearn/ in the user's cache folder."""
-    named = os.environ.get("METALEARN_CACHE_DIR")
-    base = os.environ.get("XDG_CACHE_HOME")
-    return Path(named) if named else (Path(base) if base else Path("~/.cache").expanduser()) / "metalearn"
-
-
-def missing(files: Sequence[DataFile], data_dir: Path) -> list[DataFile]:
-    """The files that do not lie under `data_dir`."""
-    return [file for file in files if find(file, data_dir) is None]

@@ -41,9 +41,10 @@ CIFAR10_BATCHES = [
     ]
 ]
 CIFAR10_ARCHIVE = DataFile(
-    "md5:c58f30108f718f92721af3b95e74349a",
-    ("cifar-10-python.tar.gz",),
+    "sha256:6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce",
+    ("cifar10/cifar-10-python.tar.gz", "cifar-10-python.tar.gz"),
     "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
+    instead=" (or its folder cifar-10-batches-py/, or the two parquet files of the data set hub in cifar10/)",
 )
 # a known lossy copy: every image was encoded once more as JPEG of quality 75
 CIFAR10_LOSSY = [

@@ -81,8 +81,8 @@ class Text(Task):
         count = (len(self.symbols[split]) - 1) // self.options.batch // self.options.time
         if not count:
             raise UserError(
-                f"task.batch x task.time: got {self.options.batch} x {self.options.time}, more than "
-                f"the {len(self.symbols[split])} symbols of {self.options.name}'s split {split}; lower one of them"
+                f"task.batch x task.time: got {self.options.batch} x {self.options.time}, must be below "
+                f"{len(self.symbols[split])}, the symbols of {self.options.name}'s split {split}"
             )
         return count
 
