@@ -156,7 +156,8 @@ def _export(arguments: list[str]) -> int:
     register_all()
     from metalearn.export import export
 
-    export(options.run, options.output or options.run / "export")
+    for path in export(options.run, options.output or options.run / "export"):
+        print(path)
     return 0
 
 

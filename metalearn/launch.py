@@ -1,5 +1,6 @@
 """`metalearn train`: the Hydra application, and what its errors mean."""
 
+import dataclasses
 import os
 import re
 import sys
@@ -16,19 +17,19 @@ from metalearn.registry import GROUPS, UserError, closest
 CONFIG_GROUPS = (*GROUPS, "machine", "log", "recipe")
 
 
-def run_one(config: Config, command: Sequence[str]) -> str:
-    """Run one checked configuration in its run directory; the state in which it ended."""
+def run_one(config: Config, command: Sequence[str]) -> Path:
+    """Run one checked configuration to its end; its run directory. Nothing is done for a finished one."""
     from metalearn.train import loop
     from metalearn.train.run_directory import open_run
 
     with open_run(config, command=command) as directory:
-        if directory.finished:
-            return "finished"
-        from metalearn.build import build
+        if not directory.finished:
+            from metalearn.build import build
 
-        parts = build(config)
-        directory.record_task(parts.task.spec)
-        return loop.run(config, parts.method, directory)
+            parts = build(config)
+            directory.record(task=dataclasses.asdict(parts.task.spec))
+            loop.run(config, parts.method, directory)
+        return directory.path
 
 
 def launch(arguments: list[str]) -> int:
@@ -40,24 +41,37 @@ def launch(arguments: list[str]) -> int:
     if "COMP_LINE" in os.environ:
         os.environ["COMP_LINE"] = re.sub(r"\btrain\s", "", os.environ["COMP_LINE"], count=1)
     sys.argv = [sys.argv[0], *_rerun(arguments)]
-    failures: list[str] = []
-    sweep = "-m" in arguments or "--multirun" in arguments
+    failures: list[tuple[str, Exception]] = []
 
     def job(composed: DictConfig) -> None:
         try:
-            run_one(resolve(composed), ["metalearn", "train", *arguments])
-        except UserError as error:
-            if not sweep:
-                raise
-            failures.append(f"{' '.join(_job_overrides())}: {error}")
+            _tell(run_one(resolve(composed), ["metalearn", "train", *arguments]))
+        except Exception as error:  # kept from Hydra, whose printer would add a line of its own
+            failures.append((" ".join(_job_overrides()), error))
 
     try:
         hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(job)()
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise explain(error, arguments) from error
+    if len(failures) == 1 and not {"-m", "--multirun"} & set(arguments):
+        raise failures[0][1]
     if failures:
-        raise UserError("\n  ".join([f"{len(failures)} jobs of the sweep failed:", *failures]))
+        lines = [f"{overrides}: {error}" for overrides, error in failures]
+        raise UserError("\n  ".join([f"{len(failures)} jobs of the sweep failed:", *lines])) from failures[0][
+            1
+        ]
     return 0
+
+
+def _tell(run: Path) -> None:
+    """The last value of every metric, and where the run lies."""
+    from metalearn import records
+
+    found = records.read(run)
+    width = max((len(name) for name in found.metrics), default=0)
+    for name in found.metrics:
+        print(f"  {name:<{width}}  {found.last(name):.5g}  {found.stamp(name)}".rstrip())
+    print(f"{run}: finished; metalearn report {run}")
 
 
 def _job_overrides() -> list[str]:
@@ -82,7 +96,9 @@ def _rerun(arguments: list[str]) -> list[str]:
         "hydra/job_logging=none",
         "hydra/hydra_logging=none",
     ]
-    return [*arguments, *named, *quiet]
+    rest = [*arguments[: place - 1], *arguments[place + 1 :]]
+    first = next((i for i, word in enumerate(rest) if "=" in word and not word.startswith("-")), len(rest))
+    return ["--config-dir", arguments[place], *named, *rest[:first], *quiet, *rest[first:]]
 
 
 def explain(error: Exception, arguments: Sequence[str]) -> UserError:
@@ -100,13 +116,20 @@ def explain(error: Exception, arguments: Sequence[str]) -> UserError:
     return UserError(" ".join(line.strip() for line in text.splitlines()[:3] if line.strip()))
 
 
+def _stored(arguments: Sequence[str]) -> DictConfig | None:
+    """The configuration that `--config-dir RUN` names, if the command line has it."""
+    if "--config-dir" not in arguments:
+        return None
+    return OmegaConf.load(Path(arguments[arguments.index("--config-dir") + 1]) / "run.yaml")  # type: ignore
+
+
 def _unknown_key(key: str, arguments: Sequence[str]) -> UserError:
     others = [
         a for a in arguments if "=" in a and not a.startswith("-") and not a.lstrip("+~").startswith(key)
     ]
     parent, _, leaf = key.rpartition(".")
     try:
-        composed = recompose(others)
+        composed = _stored(arguments) or recompose(others)
         node = OmegaConf.select(composed, parent) if parent else composed
     except Exception:  # the other overrides are wrong too: one mistake at a time
         node = None

@@ -237,11 +237,12 @@ def _work(overrides: list[str]) -> Outcome:
         return Outcome(state, message, time.monotonic() - started)
 
     try:
-        return ended(run_one(compose(overrides), ["metalearn", "train", *overrides]))
+        run_one(compose(overrides), ["metalearn", "train", *overrides])
+        return ended("finished")
     except HydraException as error:
         return ended("failed", str(explain(error, overrides)))
     except UserError as error:
-        return ended("failed", str(error))
+        return ended(getattr(error, "state", "failed"), str(error))
     except SystemExit:
         return ended("interrupted")
 
