@@ -77,10 +77,13 @@ class RunDirectory:
                 say(f"{name} differs from this run's last start, results may too: {changes}")
         write_json(self.path / PROVENANCE, {**stored, **entries})
 
+    def record_task(self, spec: Any) -> None:
+        """Note the TaskSpec in provenance.json: source, digest, whether its figures are comparable."""
+        self.record(task=provenance.of_task(spec))
+
     def resume_command(self) -> str:
-        """The command line that goes on with this run."""
-        words = [word for word in self.command if not word.startswith("run_dir=")]
-        return shlex.join([*words, f"run_dir={self.path}"])
+        """A command line that goes on with this run, whatever command it came from: a sweep, a recipe."""
+        return shlex.join(["metalearn", "train", "--config-dir", str(self.path), f"run_dir={self.path}"])
 
     def close(self) -> None:
         """Free the lock."""

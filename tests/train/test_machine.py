@@ -82,6 +82,7 @@ def test_a_workspace_that_the_user_set_stays(monkeypatch):
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"
 
 
+@pytest.mark.slow
 def test_compile_is_a_switch():
     def double(x):
         return 2 * x

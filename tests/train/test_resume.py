@@ -96,7 +96,10 @@ def test_rows_after_the_checkpoint_and_a_torn_line_are_dropped(tmp_path, unbroke
     assert [row["step"] for row in read_rows(timing)] == list(range(1, 21))
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("SIGINT", "SIGUSR1")]
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", *SLOW])
 def test_a_signal_ends_the_step_saves_and_says_how_to_go_on(tmp_path, unbroken, name):
     run = tmp_path / "run"
     process = _start(run, 0.05)
@@ -108,7 +111,7 @@ def test_a_signal_ends_the_step_saves_and_says_how_to_go_on(tmp_path, unbroken, 
     status = read_json(run / "status.json")
     assert status["state"] == "interrupted"
     assert status["message"] == f"{name} after step {status['step']}"
-    assert f"to go on: metalearn train method=noisy_quadratic run_dir={run}" in stderr
+    assert f"to go on: metalearn train --config-dir {run} run_dir={run}\n" in stderr
     assert (run / "checkpoints" / f"step_{status['step']:010d}.pt").exists()
     second = NoisyQuadratic()
     assert _bytes(train(configuration(run), second)) == unbroken
@@ -131,15 +134,17 @@ def test_a_signal_in_an_evaluation_is_honoured_after_it(tmp_path, unbroken):
     assert _bytes(train(configuration(tmp_path / "run"), NoisyQuadratic())) == unbroken
 
 
-def test_a_signal_in_a_step_comes_before_its_evaluation(tmp_path, unbroken):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_in_a_step_comes_before_its_evaluation(tmp_path, unbroken, number):
     class Signalled(NoisyQuadratic):
         def step(self, index):
             if index == 9:
-                os.kill(os.getpid(), signal.SIGINT)
+                os.kill(os.getpid(), number)
             return super().step(index)
 
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit) as stop:
         train(configuration(tmp_path / "run"), Signalled())
+    assert stop.value.code == 128 + number
     second = NoisyQuadratic()
     assert _bytes(train(configuration(tmp_path / "run"), second)) == unbroken
     assert second.calls[:2] == ["valid", 10]

@@ -195,6 +195,7 @@ def test_what_breaks_before_the_first_step_is_noted(tmp_path):
     assert status == {"state": "failed", "step": 0, "message": "mnist: no such file"}
 
 
+@pytest.mark.slow
 def test_a_locale_without_unicode_and_no_home(tmp_path):
     environment = {k: v for k, v in os.environ.items() if k not in ("HOME", "LANG", "LC_ALL", "PYTHONUTF8")}
     program = str(Path(__file__).with_name("noisy_quadratic.py"))
