@@ -18,7 +18,7 @@ from metalearn.report.terminal import show
 
 RULE = (
     "Runs that differ only in their seed form one row; ± is the sample standard deviation over seeds. "
-    "'best' is the best value on the way, by train.goal for the monitored quantity and least for all others."
+    "'best' is the best value on the way, by train.goal."
 )
 
 
@@ -74,9 +74,10 @@ def table(groups: dict[str, list[Run]]) -> Grid:
     configs = {name: records.learned(group[0]) for name, group in groups.items()}
     keys = records.differing(list(configs.values()))
     columns = metrics_of(groups)
-    curved = [metric for metric in columns if not metric.startswith("test/")]
+    curved = _with_best(groups, columns)
     header = [
         *(keys or ["run"]),
+        "runs",
         "seeds",
         *columns,
         *(f"{m} (best)" for m in curved),
@@ -90,14 +91,21 @@ def table(groups: dict[str, list[Run]]) -> Grid:
         parameters = [run.parameters for run in group if run.parameters is not None]
         rows.append([
             *options,
-            f"{len(group)}: {', '.join(str(run.seed) for run in group)}",
+            str(len(group)),
+            ", ".join(str(run.seed) for run in group),
             *(_value(group, metric, best=False) for metric in columns),
             *(_value(group, metric, best=True) for metric in curved),
             span(parameters),
             duration(sum(seconds) / len(seconds) if seconds else None),
         ])  # fmt: skip
-    width = len(keys) or 1
-    return Grid(header, rows, "", frozenset(range(width + 1, len(header))))
+    return Grid(header, rows, "", frozenset(range(len(keys) or 1, len(header))))
+
+
+def _with_best(groups: dict[str, list[Run]], columns: Sequence[str]) -> list[str]:
+    """The metrics whose best value has a column: those that `train.monitor` names, else all but tests."""
+    monitors = {run.config.get("train", {}).get("monitor") for group in groups.values() for run in group}
+    curved = [metric for metric in columns if not metric.startswith("test/")]
+    return [metric for metric in curved if metric in monitors] or curved
 
 
 def _values(group: Sequence[Run], metric: str, best: bool) -> list[float]:
@@ -109,7 +117,7 @@ def _value(group: Sequence[Run], metric: str, best: bool) -> str:
     values = _values(group, metric, best)
     if not values:
         return "-"
-    lacking = f" of {len(values)}" if len(values) < len(group) else ""
+    lacking = f" ({len(values)} of {len(group)})" if len(values) < len(group) else ""
     stamp = next((f" ({run.stamp(metric)})" for run in group if run.stamp(metric)), "")
     return f"{summary(values)}{lacking}{stamp}"
 
@@ -157,7 +165,7 @@ def _document(groups: dict[str, list[Run]], grid: Grid, folder: Path) -> Documen
     sections = [
         Section("Results", [grid, Words(RULE)]),
         *([Section("Curves", [Gallery(curves)])] if curves else []),
-        Section("Runs", [origin.listing(entries, folder)]),
+        Section("Runs", [origin.listing(entries, folder, ("configuration", "run"))]),
         Section("Provenance", [origin.machine(found), origin.data(found), origin.commands(found)]),
     ]
     lead = f"{len(found)} runs of {len(groups)} configuration{'s' * (len(groups) != 1)}."

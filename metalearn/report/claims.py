@@ -9,6 +9,7 @@ from metalearn.records import NOT_COMPARABLE
 from metalearn.report.numbers import measured, plain
 
 CONFIDENCE = 0.95
+LEAST_SEEDS = 3  # that a claim takes
 RULE = (
     "In a table, ± is the sample standard deviation over seeds. In a claim, the first contender is held "
     "against the best of the others (by mean), seed by seed; ± is half the width of the 95 % t-interval of "
@@ -58,10 +59,9 @@ def claim(contenders: Mapping[str, Mapping[int, float]], goal: str, unit: str) -
     sign = 1 if goal == "min" else -1
     second, theirs = min(others, key=lambda other: sign * statistics.fmean(other[1].values()))
     seeds = tuple(seed for seed in ours if seed in theirs)
-    if len(seeds) < 2:
-        return Claim(
-            "none", f"no claim: {first} and {second} share {len(seeds)} finished seeds, two are needed"
-        )
+    if len(seeds) < LEAST_SEEDS:
+        shared = f"{len(seeds)} finished seed{'' if len(seeds) == 1 else 's'}"
+        return Claim("none", f"no claim: {first} and {second} share {shared}, a claim takes {LEAST_SEEDS}")
     differences = [sign * (theirs[seed] - ours[seed]) for seed in seeds]
     mean, half = statistics.fmean(differences), half_width(differences)
     verdict = "better" if mean - half > 0 else "worse" if mean + half < 0 else "unclear"

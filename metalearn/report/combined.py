@@ -11,8 +11,11 @@ from metalearn.report.page import Block, Command, Document, Gallery, Grid, Secti
 from metalearn.report.plan import Folders, Plan, Row, Table, evaluate, remarks
 from metalearn.report.terminal import show
 
-HEADER = ("family", "task", "contender", "metric", "mean ± deviation", "seeds", "parameters", "time a run")
-NUMERIC = frozenset({4, 6, 7})
+HEADER = (
+    "family", "task", "contender", "metric", "mean ± deviation", "runs", "seeds", "parameters", "time a run"
+)  # fmt: skip
+COLUMNS = ("plan", "stage")
+NUMERIC = frozenset({4, 5, 6, 7, 8})
 
 
 def combine(name: str, plans: Sequence[tuple[Plan, Folders]], folder: Path, seconds: float) -> None:
@@ -43,14 +46,15 @@ def results(tables: Sequence[Table]) -> Grid:
 
 
 def _cells(row: Row) -> tuple[str, ...]:
-    value = f"{row.summary} {row.unit}".rstrip() if row.summary else "-"
+    value = str(row.summary) if row.summary else "-"
     if row.stamp and row.summary:
         value = f"{value} ({row.stamp})"
     return (
         row.contender,
-        row.metric,
+        f"{row.metric}, {row.unit}" if row.unit else row.metric,
         value,
-        f"{len(row.values)}: {', '.join(map(str, sorted(row.values)))}" if row.values else "none",
+        str(len(row.values)),
+        ", ".join(map(str, sorted(row.values))) or "-",
         span(row.parameters),
         duration(row.seconds),
     )
@@ -60,11 +64,16 @@ def _statements(tables: Sequence[Table]) -> list[tuple[str, str, str]]:
     return [
         (
             table.claim.verdict,
-            f"{table.plan.family} on {table.rows[0].task}, {table.plan.table.metric}",
+            _subject(table),
             table.claim.statement,
         )
         for table in tables
     ]
+
+
+def _subject(table: Table) -> str:
+    stamps = dict.fromkeys(row.stamp for row in table.rows if row.stamp)
+    return ", ".join([f"{table.plan.family} on {table.rows[0].task}", table.plan.table.metric, *stamps])
 
 
 def _notices(tables: Sequence[Table]) -> list[str]:
@@ -97,7 +106,7 @@ def _document(name: str, tables: Sequence[Table], folder: Path, seconds: float) 
 
 def _unfinished(tables: Sequence[Table], folder: Path) -> list[Section]:
     bad = [(table.plan.name, entry) for table in tables for entry in table.unfinished]
-    return [Section("Runs that did not finish", [origin.listing(bad, folder)])] if bad else []
+    return [Section("Runs that did not finish", [origin.listing(bad, folder, COLUMNS)])] if bad else []
 
 
 def _plan(table: Table) -> Section:
@@ -131,6 +140,6 @@ def _provenance(name: str, tables: Sequence[Table], runs: Sequence[Run], folder:
         Words("Run it again; finished runs are kept:"),
         Command(f"metalearn replicate {name} --seeds {','.join(map(str, seeds))}"),
         *made,
-        origin.listing(everything, folder, f"All {len(everything)} runs"),
+        origin.listing(everything, folder, COLUMNS, f"All {len(everything)} runs"),
         *([origin.commands(runs)] if runs else []),
     ]

@@ -90,11 +90,13 @@ def steps(run: Run, metric: str) -> Curve:
 def _series(table: Table, figure: dict[str, Any], colours: dict[str, None]) -> Drawing:
     lines: dict[str, list[Curve]] = {}
     x_label = ""
-    for stage in stages_of(figure).values():
+    for label, stage in stages_of(figure).items():
+        mine: dict[str, list[Curve]] = {}
         for run in _finished(table, stage):
             found, x_label = series(run, figure["artifact"])
             for name, curve in found.items():
-                lines.setdefault(name, []).append(curve)
+                mine.setdefault(name, []).append(curve)
+        lines |= {f"{label}, {name}" if name in lines else name: curves for name, curves in mine.items()}
     labels = (figure.get("x_label", x_label), figure.get("label", ""))
     return overlay(figure["title"], lines, labels, figure.get("log", False), colours)
 

@@ -96,7 +96,7 @@ def chart(bands: Sequence[Band], x_label: str, y_label: str, log: bool) -> str:
         axes.set(xlabel=x_label, ylabel=y_label)
         axes.margins(x=0.01)
         if log:
-            axes.set_yscale("log", nonpositive="clip")
+            _log_axis(axes)
         if len(bands) > 1:
             _legend(figure, axes, bands)
         return _svg(figure)
@@ -104,6 +104,21 @@ def chart(bands: Sequence[Band], x_label: str, y_label: str, log: bool) -> str:
 
 def _look(number: int) -> tuple[str, Any]:
     return SERIES[number % len(SERIES)], DASHES[number // len(SERIES) % len(DASHES)]
+
+
+def _log_axis(axes: Any) -> None:
+    """Plain numbers at the decades, and at 2 and 5 between them where the axis holds fewer than two."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axes.set_yscale("log", nonpositive="clip")
+    low, high = axes.get_ylim()
+    numbers = FuncFormatter(lambda value, _: f"{value:g}")
+    axes.yaxis.set_major_formatter(numbers)
+    if high / low < 100:
+        axes.yaxis.set_minor_locator(LogLocator(subs=(2.0, 5.0)))
+        axes.yaxis.set_minor_formatter(numbers)
+    else:
+        axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _legend(figure: Any, axes: Any, bands: Sequence[Band]) -> None:

@@ -50,7 +50,7 @@ def _hardware(run: Run) -> str:
     parts = [
         str(found.get("cpu")),
         f"{found.get('cores')} cores",
-        f"{found.get('threads')} threads a run",
+        f"{found.get('threads')} thread{'s' * (found.get('threads') != 1)} a run",
         f"{found.get('memory_gib')} GiB",
         f"{found['gpu']}, CUDA {found.get('cuda')}" if found.get("gpu") else "no GPU",
     ]
@@ -86,7 +86,7 @@ def data(runs: Sequence[Run]) -> Grid:
         )
         for (name, digest), task in found.items()
     ]
-    header = ("task", "bytes from", "source", "licence", "sha256 begins", "comparable")
+    header = ("task", "bytes from", "source", "licence", "sha256 begins", "comparable with papers")
     return Grid(header, rows, "Data")
 
 
@@ -108,8 +108,10 @@ def papers(groups: Iterable[tuple[str, Sequence[Run]]]) -> Grid | None:
     return Grid(header, rows, "", frozenset({2, 3})) if rows else None
 
 
-def listing(entries: Sequence[tuple[str, Entry]], folder: Path, folded: str = "") -> Grid:
-    """One row a run, with a way to its folder from a page in `folder`."""
+def listing(
+    entries: Sequence[tuple[str, Entry]], folder: Path, first: tuple[str, str], folded: str = ""
+) -> Grid:
+    """One row a run, with a way to its folder from a page in `folder`; `first` heads two columns."""
     rows = [
         (
             name,
@@ -122,7 +124,7 @@ def listing(entries: Sequence[tuple[str, Entry]], folder: Path, folded: str = ""
         )
         for name, entry in entries
     ]
-    header = ("plan", "stage", "seed", "state", "steps", "time", "message")
+    header = (*first, "seed", "state", "steps", "time", "message")
     return Grid(header, rows, "", frozenset({2, 4, 5}), folded)
 
 

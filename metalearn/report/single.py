@@ -53,12 +53,12 @@ def _notices(found: Run) -> list[str]:
 def _numbers(found: Run) -> Grid:
     rows = []
     for metric in found.metrics:
-        values = [point.value for point in found.curve(metric)]
-        best = found.best(metric)
-        stamp = f" ({found.stamp(metric)})" if found.stamp(metric) else ""
-        row = (metric, f"{plain(values[-1])}{stamp}", plain(best.value), f"{best.step:,}", found.goal(metric))
-        rows.append((*row, f"{len(values):,}"))
-    header = ("metric", "last", "best", "at step", "goal", "values")
+        points, best = found.curve(metric), found.best(metric)
+        way = (
+            (plain(best.value), f"{best.step:,}", found.goal(metric)) if len(points) > 1 else ("-", "-", "-")
+        )
+        rows.append((metric, plain(points[-1].value), *way, f"{len(points):,}", found.stamp(metric)))
+    header = ("metric", "last", "best", "at step", "goal", "values", "note")
     return Grid(header, rows, "", frozenset({1, 2, 3, 5}))
 
 

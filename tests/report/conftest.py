@@ -1,9 +1,8 @@
 """Run directories as the training loop leaves them, with numbers that a test chooses."""
 
+import functools
 import json
 import math
-import os
-import socket
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +10,8 @@ from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
+
+from metalearn import report
 
 CONFIG = {
     "defaults": ["_self_"],
@@ -34,7 +35,8 @@ PROVENANCE = {
 }
 PICTURE = (
     '<?xml version="1.0"?><!DOCTYPE svg PUBLIC "-//W3C//DTD SVG 1.1//EN" "http://www.w3.org/svg11.dtd">'
-    '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="0 0 620 170">'
+    '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+    'viewBox="0 0 620 170">'
     "<style>text {font: 13px sans-serif}</style><metadata>http://example.org</metadata>"
     "<script>alert(1)</script>"
     '<defs><clipPath id="clip"><rect width="620" height="170"/></clipPath>'
@@ -51,12 +53,31 @@ PICTURE = (
     '<use xlink:href="#edge" onclick="alert(2)"/></svg>'
 )
 
+FIGURES = [
+    {
+        "title": "Validation",
+        "curve": "valid/error",
+        "label": "error, %",
+        "stages": {"found cell": "retrain", "random cell": "random"},
+    },
+    {"title": "Losses", "curve": ["train/loss", "valid/loss"], "label": "loss", "stage": "retrain"},
+    {"title": "Log", "artifact": "trajectories.json", "stages": ["retrain", "random"], "log": True},
+    {"title": "Cell", "picture": "cell.svg", "stage": "retrain"},
+    {"title": "The same cell", "picture": "cell.svg", "stage": "retrain"},
+    {"title": "Nothing", "curve": "valid/entropy", "stage": "retrain"},
+]
+
 MakeRun = Callable[..., Path]
+Folders = dict[str, dict[int, Path]]
 
 
 @pytest.fixture
 def make_run(tmp_path: Path) -> MakeRun:
     """`make_run(name, seed=0, test=2.5, ...)` writes a run directory and returns it."""
+    return _run_maker(tmp_path)
+
+
+def _run_maker(root: Path) -> MakeRun:
 
     def make(
         name: str,
@@ -73,11 +94,17 @@ def make_run(tmp_path: Path) -> MakeRun:
         rate: float = 0.1,
         steps: int = 100,
     ) -> Path:
-        path = tmp_path / "runs" / name
+        path = root / "runs" / name
         (path / "artifacts").mkdir(parents=True)
         train = {"steps": 100, "monitor": f"valid/{metric}", "goal": "min"}
         method = {"name": "supervised", "learning_rate": rate}
-        config = CONFIG | {"seed": seed, "name": "toy", "task": {"name": task}, "train": train, "method": method}
+        config = CONFIG | {
+            "seed": seed,
+            "name": "toy",
+            "task": {"name": task},
+            "train": train,
+            "method": method,
+        }
         (path / "run.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(config | {"paper": paper})))
         write_json(path / "status.json", {"state": state, "step": steps, "message": message})
         about = {"name": task, "digest": "ab" * 32, "provenance": "embedded", "source": "UCI, see docs"}
@@ -96,6 +123,37 @@ def make_run(tmp_path: Path) -> MakeRun:
     return make
 
 
+@pytest.fixture
+def replication(make_run: MakeRun) -> Callable[..., Folders]:
+    """`replication({...}, retrain=[2.0, 2.5], ...)`: stage -> test values by seed, as run directories."""
+    return functools.partial(_replication, make_run)
+
+
+def _replication(
+    make_run: MakeRun, settings: dict[str, Any] | None = None, /, **stages: list[float]
+) -> Folders:
+    return {
+        stage: {
+            seed: make_run(f"{stage}_seed{seed}", seed=seed, test=value, **settings or {})
+            for seed, value in enumerate(values)
+        }
+        for stage, values in stages.items()
+    }
+
+
+@pytest.fixture(scope="session")
+def page(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str, Path]:
+    """The page of a whole replication: its HTML, its Markdown and its folder."""
+    root = tmp_path_factory.mktemp("page")
+    folders = _replication(_run_maker(root), retrain=[2.0, 2.5, 2.2], random=[3.0, 3.1, 3.6])
+    for stage, runs in folders.items():
+        for seed, path in runs.items():
+            (path / "artifacts" / "cell.svg").write_text(PICTURE)
+            _write_curves(path, {stage: [10.0 ** -(seed + 1), 1.0]})
+    report.combine("quickstart/toy", [(_plan(figures=FIGURES), folders)], root / "out", 251.0)
+    return (root / "out" / "report.html").read_text(), (root / "out" / "report.md").read_text(), root / "out"
+
+
 def metric_rows(metric: str, steps: int, seed: int, test: float | None) -> list[dict[str, Any]]:
     """Falling curves; the validation metric is lowest at step 80 and ends above that."""
     rows: list[dict[str, Any]] = []
@@ -104,7 +162,7 @@ def metric_rows(metric: str, steps: int, seed: int, test: float | None) -> list[
         if step:
             rows.append({"step": step, "train/loss": 0.1 + 2 * fall})
         if step % 20 == 0:
-            rise = 0.5 * max(0, step - 80) / 20
+            rise = 3.0 * max(0, step - 80) / 20
             rows.append({"step": step, "valid/loss": 0.2 + fall, f"valid/{metric}": 3 + 40 * fall + rise})
     return rows if test is None else [*rows, {"step": steps, f"test/{metric}": test, "selected/step": steps}]
 
@@ -117,19 +175,32 @@ def write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value))
 
 
-def write_curves(path: Path, values: dict[str, list[float]]) -> None:
+@pytest.fixture
+def picture() -> str:
+    """An SVG with everything that must not reach a page: ids, a style, a script, outside references."""
+    return PICTURE
+
+
+@pytest.fixture
+def write_curves() -> Callable[[Path, dict[str, list[float]]], None]:
+    """`write_curves(run, {"Adam": [...]})` writes artifacts/trajectories.json."""
+    return _write_curves
+
+
+def _write_curves(run: Path, values: dict[str, list[float]]) -> None:
     """A trajectories file as learned optimizers leave it."""
     length = len(next(iter(values.values())))
-    write_json(path, {"x": list(range(length)), "x_label": "step", "series": values})
+    path = run / "artifacts" / "trajectories.json"
+    write_json(path, {"x": list(range(length)), "x_label": "inner step", "series": values})
 
 
-def live_lock(path: Path) -> None:
-    """Name this process as the one that runs in a directory."""
-    write_json(path / "lock", {"pid": os.getpid(), "host": socket.gethostname()})
+@pytest.fixture
+def make_plan() -> Callable[..., Any]:
+    """`make_plan(seeds=..., ...)`: a plan as `metalearn replicate` reads it from a recipe."""
+    return _plan
 
 
-def make_plan(**changes: Any) -> Any:
-    """A plan as `metalearn replicate` reads it from a recipe."""
+def _plan(**changes: Any) -> Any:
     plan = {
         "name": "quickstart/toy",
         "family": "DARTS",
