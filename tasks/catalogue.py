@@ -1,13 +1,14 @@
-"""Which tasks can be had here, by a look at the files alone."""
+"""Which tasks can be had here, by a look at which files there are: imports no torch, reads no file."""
 
 from pathlib import Path
 
 from tasks import sources
-from tasks.files import DataFile, missing
+from tasks.files import DataFile, find, missing
 
-_NEEDED: dict[str, list[list[DataFile]]] = {  # any one list is enough
+# every list is enough by itself; the first names what to get
+_NEEDED: dict[str, list[list[DataFile]]] = {
     "mnist": [list(sources.MNIST.values())],
-    "cifar10": [sources.CIFAR10_BATCHES, [sources.CIFAR10_ARCHIVE], sources.CIFAR10_LOSSY],
+    "cifar10": [[sources.CIFAR10_ARCHIVE], sources.CIFAR10_BATCHES, sources.CIFAR10_LOSSY],
     "ptb_char": [list(sources.PTB.values())],
     "ptb_word": [list(sources.PTB.values())],
     "tiny_shakespeare": [[sources.TINY_SHAKESPEARE]],
@@ -15,12 +16,15 @@ _NEEDED: dict[str, list[list[DataFile]]] = {  # any one list is enough
 
 
 def availability(name: str, data_dir: Path) -> str:
-    """Embedded, in data_dir, or missing and what to do about it."""
+    """embedded, in data_dir, cached, or missing and what to do about it; known-lossy copies are marked."""
     if name not in _NEEDED:
         return "embedded"
-    if any(not missing(files, data_dir) for files in _NEEDED[name]):
-        return f"in {data_dir}"
-    first = missing(_NEEDED[name][0], data_dir)[0].places[0]
-    return (
-        f"missing: put {first} ... under {data_dir}, set data_dir=PATH, or run with a network to download it"
-    )
+    here = next((files for files in _NEEDED[name] if not missing(files, data_dir)), None)
+    if here is None:
+        lacking = ", ".join(file.places[0] for file in missing(_NEEDED[name][0], data_dir))
+        return (
+            f"missing: put {lacking} under {data_dir}, name another data_dir, or let download=true fetch it"
+        )
+    paths = [find(file, data_dir) for file in here]
+    place = "in data_dir" if all(path and path.is_relative_to(data_dir) for path in paths) else "cached"
+    return f"{place}, lossy copy: not comparable" if here is sources.CIFAR10_LOSSY else place

@@ -77,7 +77,7 @@ class Examples(Task):
         size, (epoch, place) = self.options.batch, divmod(index, self.batches(split))
         rows = self._epoch(split, epoch)[place * size : (place + 1) * size]
         key = (self.seed, self.options.name, split, index)
-        return Batch(self._augmented(self._seen(rows), key), self.y[rows], key)
+        return Batch(self._augmented(self.x[rows], key), self.y[rows], key)
 
     def _epoch(self, split: Split, epoch: int) -> Int64[Tensor, " example"]:
         """Row numbers in the order of an epoch; a pure function, the last result is kept."""
@@ -87,22 +87,23 @@ class Examples(Task):
             self.order[split] = epoch, (order + rows.start).to(self.device)
         return self.order[split][1]
 
-    def _seen(self, rows: Tensor | slice) -> Float[Tensor, "batch ..."]:
-        x = self.x[rows].float() / self.largest
+    def _augmented(self, x: Tensor, key: tuple[Key, ...]) -> Float[Tensor, "batch ..."]:
+        """Crop and flip the raw image, so that padding is black, normalise, then cut out."""
+        options = self.options
+        if not isinstance(options, ImageOptions):
+            return self._normalised(x)
+        rng = generator(*key, "augment")
+        if options.crop:
+            x = augment.crop(x, options.crop, rng)
+        if options.flip:
+            x = augment.flip(x, rng)
+        x = self._normalised(x)
+        return augment.cutout(x, options.cutout, rng) if options.cutout else x
+
+    def _normalised(self, x: Tensor) -> Float[Tensor, "batch ..."]:
+        x = x.float() / self.largest
         plain = isinstance(self.options, ImageOptions) and not self.options.normalise
         return x if plain else (x - self.mean) / self.deviation
-
-    def _augmented(self, x: Tensor, key: tuple[Key, ...]) -> Tensor:
-        if not isinstance(self.options, ImageOptions):
-            return x
-        rng = generator(*key, "augment")
-        if self.options.crop:
-            x = augment.crop(x, self.options.crop, rng)
-        if self.options.flip:
-            x = augment.flip(x, rng)
-        if self.options.cutout:
-            x = augment.cutout(x, self.options.cutout, rng)
-        return x
 
     def batches(self, split: Split) -> int:
         count = len(self._range(split)) // self.options.batch
@@ -117,7 +118,9 @@ class Examples(Task):
         rows, size = self._range(split), self.options.evaluation_batch
         for index, start in enumerate(range(rows.start, rows.stop, size)):
             chosen = slice(start, min(start + size, rows.stop))
-            yield Batch(self._seen(chosen), self.y[chosen], (self.options.name, split, "sweep", index))
+            yield Batch(
+                self._normalised(self.x[chosen]), self.y[chosen], (self.options.name, split, "sweep", index)
+            )
 
     def _range(self, split: Split) -> range:
         if not len(self.ranges[split]):
