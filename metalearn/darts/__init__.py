@@ -1,3 +1,3 @@
-"""Differentiable architecture search (Liu, Simonyan, Yang 2019): the space, its search, the derived network."""
+"""Differentiable architecture search (Liu, Simonyan, Yang 2019): space, search, derived network."""
 
 from metalearn.darts import config as config

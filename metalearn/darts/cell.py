@@ -52,8 +52,8 @@ def image_shape(network: str, spec: TaskSpec) -> tuple[int, int, int]:
     channels, height, width = spec.input_shape
     if height % 4 or width % 4:
         raise UserError(
-            f"network {network}: images of {spec.name} are {height}x{width}; two reductions need a height and "
-            "a width that 4 divides"
+            f"network {network}: images of {spec.name} are {height}x{width}; two reductions need a height "
+            "and a width that 4 divides"
         )
     return channels, height, width
 

@@ -86,7 +86,8 @@ def discretise(normal: Float[Tensor, "edge operation"], reduce: Float[Tensor, "e
     """The genotype that alpha stands for (section 2.4).
 
     An edge is as strong as the largest softmax weight among its operations other than none. A node keeps its
-    two strongest edges, the stronger first, of equals the one from the earlier node, each with that operation.
+    two strongest edges, the stronger first, of equals the one from the earlier node, each
+    with that operation.
     """
     return Genotype(_discretise_cell(normal), _discretise_cell(reduce))
 

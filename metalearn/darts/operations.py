@@ -34,7 +34,7 @@ class Zero(nn.Module):
 
 
 class FactorizedReduce(nn.Module):
-    """Halves height and width, both even, without losing pixels: two 1x1 convolutions, one shifted by a pixel."""
+    """Halves height and width, both even, and loses no pixel: two 1x1 convolutions, one a pixel off."""
 
     def __init__(self, inputs: int, outputs: int, affine: bool) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The search of DARTS: alpha descends the validation loss, the weights the training loss, in turn (algorithm 1)."""
+"""The search of DARTS: alpha descends the validation loss, weights the training loss, in turn."""
 
 import copy
 import math
@@ -214,8 +214,8 @@ def _copied(tree: Tree) -> Tree:
 def _required(hypergradient: HyperGradient | None) -> HyperGradient:
     if hypergradient is None:
         raise UserError(
-            "method darts: got hypergradient=none; choose hypergradient=finite_difference (the paper's second "
-            "order), first_order or unrolled"
+            "method darts: got hypergradient=none; choose hypergradient=finite_difference (the paper's "
+            "second order), first_order or unrolled"
         )
     return hypergradient
 

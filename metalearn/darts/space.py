@@ -30,7 +30,7 @@ class SearchSpace(Network):
 
 @contextmanager
 def running_statistics_kept(network: nn.Module) -> Iterator[None]:
-    """Run a block in which batch normalisation uses the batch, and its running statistics stay as they are."""
+    """Run a block in which batch normalisation uses the batch and leaves its running statistics alone."""
     tracking = [
         module
         for module in network.modules()

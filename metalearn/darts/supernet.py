@@ -1,4 +1,4 @@
-"""The continuous relaxation of the cell space: every operation on every edge, mixed by alpha (section 2.2)."""
+"""The continuous relaxation of the cell space: edges hold every operation, mixed by alpha."""
 
 import torch
 from jaxtyping import Float
@@ -82,7 +82,7 @@ class Supernet(SearchSpace):
         """Logits [batch class] under alpha["normal"] and alpha["reduce"], each [edge operation]."""
         alpha = alpha or {kind: x.new_zeros(shape) for kind, shape in self.alpha_shapes.items()}
         normal, reduce = alpha["normal"].softmax(dim=-1), alpha["reduce"].softmax(dim=-1)
-        older = newer = self.stem(x)
+        older = newer = self.stem(x.contiguous(memory_format=torch.channels_last))
         for cell in self.cells:
             older, newer = newer, cell(older, newer, reduce if cell.reduction else normal)
         return Output(self.classifier(newer.mean(dim=(2, 3))))
