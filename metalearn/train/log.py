@@ -119,9 +119,8 @@ class Log:
         self._since, self._since_step = time.perf_counter(), step
         return complete
 
-    @property
-    def rows(self) -> int:
-        """How many rows metrics.jsonl has, all of them on the disk."""
+    def synced_rows(self) -> int:
+        """Bring metrics.jsonl to the disk; how many rows it has."""
         self._metrics.sync()
         return self._metrics.count
 

@@ -171,7 +171,7 @@ class _Loop:
         state = {
             "step": self.step,
             "evaluated": self.evaluated,
-            "rows": self.log.rows,
+            "rows": self.log.synced_rows(),
             "seconds": self._seconds(),
             "best": self.best,
             "wandb_id": self.directory.wandb_id,

@@ -51,7 +51,12 @@ class RowFile:
 
     def sync(self) -> None:
         """Wait until all rows are on the disk."""
-        os.fsync(self._file.fileno())
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise UserError(
+                f"{self.path}: cannot write: {error.strerror}; free space and run again"
+            ) from error
 
     def close(self) -> None:
         """Close the file."""

@@ -61,8 +61,12 @@ class RunDirectory:
         return read_json(self.path / PROVENANCE)["wandb_id"]
 
     def set_status(self, state: str, message: str = "") -> None:
-        """Replace status.json."""
-        write_json(self.path / STATUS, {"state": state, "step": self.step, "message": message})
+        """Replace status.json. Raises UserError if it cannot be written."""
+        path = self.path / STATUS
+        try:
+            write_json(path, {"state": state, "step": self.step, "message": message})
+        except OSError as error:
+            raise UserError(f"{path}: cannot write: {error.strerror}; free space and run again") from error
 
     def record(self, **entries: Any) -> None:
         """Add entries to provenance.json, e.g. `task=provenance.of_task(spec)`.
@@ -98,8 +102,8 @@ class RunDirectory:
         try:
             if error is not None and not self.finished:
                 self.set_status(state_of(error), _first_line(error))
-        except OSError as problem:
-            say(f"{self.path / STATUS}: cannot write: {problem.strerror}")
+        except UserError as problem:
+            say(str(problem))
         finally:
             self.close()
 

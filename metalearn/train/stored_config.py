@@ -13,7 +13,7 @@ from metalearn.train.console import say
 from metalearn.train.files import write_text
 
 # may differ when a run goes on: none of these changes a number of metrics.jsonl ...
-FREE = ("train.minutes", "train.keep", "log", "runs", "run_dir", "data_dir", "download")
+FREE = ("train.minutes", "train.keep", "log", "runs", "run_dir", "data_dir", "download", "paper")
 # ... and these only its last bits, which is said
 TOLERATED = ("machine.name", "machine.device", "machine.threads")
 

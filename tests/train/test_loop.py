@@ -146,6 +146,20 @@ def test_the_best_checkpoint_is_tested_and_handed_over(tmp_path, goal, best):
     assert (run / "artifacts" / "weights.txt").read_text() == repr([float(best)] * 4)
 
 
+def test_the_best_is_remembered_over_a_break(tmp_path):
+    class Breaking(Bouncing):
+        def step(self, index):
+            if index == 5:
+                raise ValueError("broken off")
+            return super().step(index)
+
+    config = configuration(tmp_path / "run", steps=8, evaluate_every=2, select="best")
+    with pytest.raises(ValueError, match="broken off"):
+        train(config, Breaking())
+    run = train(config, Bouncing())
+    assert read_rows(run / "metrics.jsonl")[-1]["selected/step"] == 4
+
+
 def test_a_damaged_best_is_said_and_shown_in_the_row(tmp_path, capsys):
     class Rotting(Bouncing):
         def evaluate(self, split):
