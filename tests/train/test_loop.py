@@ -70,6 +70,16 @@ def test_what_is_not_finite_stops_the_run(tmp_path, what, at, said, good):
         json.loads(line, parse_constant=pytest.fail)
 
 
+def test_a_step_that_is_not_logged_is_looked_at_too(tmp_path):
+    class Blinking(NoisyQuadratic):
+        def step(self, index):
+            metrics = super().step(index)
+            return metrics if index != 6 else {**metrics, "train/loss": torch.tensor(float("nan"))}
+
+    with pytest.raises(Diverged, match="step 7: train/loss is nan"):
+        train(configuration(tmp_path / "run", log_every=10), Blinking())
+
+
 def test_an_accelerators_values_are_looked_at_late_but_named_exactly():
     """The same code as on CUDA, where `see` takes this path, on tensors of the CPU."""
     watch = Watch()
