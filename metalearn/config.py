@@ -3,7 +3,8 @@
 import dataclasses
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from types import UnionType
+from typing import Any, get_args
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -121,6 +122,8 @@ def resolve(composed: DictConfig) -> Config:
 
 
 def _group(group: str, options: Any) -> Any:
+    if group == "hypergradient" and options is None:
+        return None
     if not isinstance(options, dict) or "name" not in options:
         raise UserError(
             f"{group}: got {options!r}; choose one by {group}=NAME, of: {', '.join(registry.names(group))}"
@@ -132,16 +135,24 @@ def _group(group: str, options: Any) -> Any:
 
 def typed(schema: type, values: dict[str, Any], prefix: str) -> Any:
     """`values` as an instance of the dataclass `schema`. Raises UserError that names `prefix` + key."""
-    known = [f.name for f in dataclasses.fields(schema)]
-    for key in values:
-        if key not in known:
-            allowed = ", ".join(registry.closest(key, known))
-            raise UserError(f"{prefix}{key}: no such option; choose one of: {allowed}")
+    _refuse_unknown(schema, values, prefix)
     try:
         return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values))
     except OmegaConfBaseException as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{prefix}{error.full_key or ''}: {reason}") from None
+
+
+def _refuse_unknown(schema: type, values: dict[str, Any], prefix: str) -> None:
+    fields = {f.name: f.type for f in dataclasses.fields(schema)}
+    for key, value in values.items():
+        if key not in fields:
+            allowed = ", ".join(registry.closest(str(key), list(fields)))
+            raise UserError(f"{prefix}{key}: no such option; choose one of: {allowed}")
+        kinds = get_args(fields[key]) if isinstance(fields[key], UnionType) else (fields[key],)
+        nested = [kind for kind in kinds if dataclasses.is_dataclass(kind)]
+        if nested and isinstance(value, dict):
+            _refuse_unknown(nested[0], value, f"{prefix}{key}.")  # type: ignore[arg-type]
 
 
 def _check(options: Any, prefix: str) -> None:

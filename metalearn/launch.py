@@ -7,10 +7,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from metalearn.compose import CONF, options, recompose
+from metalearn.compose import CONF, compose, options, recompose
 from metalearn.config import Config, resolve
 from metalearn.registry import GROUPS, UserError, closest
 
@@ -35,7 +36,6 @@ def run_one(config: Config, command: Sequence[str]) -> Path:
 def launch(arguments: list[str]) -> int:
     """Run `metalearn train ARGUMENTS`: one job, or a sweep in which every job has its turn."""
     import hydra
-    from hydra.errors import HydraException
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us, not to Hydra's printer
     if "COMP_LINE" in os.environ:
@@ -90,20 +90,23 @@ def _rerun(arguments: list[str]) -> list[str]:
             f"--config-dir: {' '.join(arguments[place:][:1])!r} is no run directory (it has no run.yaml)"
         )
     named = [] if "--config-name" in arguments else ["--config-name", "run"]
-    quiet = [
-        "hydra.run.dir=.",
-        "hydra.output_subdir=null",
-        "hydra/job_logging=none",
-        "hydra/hydra_logging=none",
-    ]
-    rest = [*arguments[: place - 1], *arguments[place + 1 :]]
-    first = next((i for i, word in enumerate(rest) if "=" in word and not word.startswith("-")), len(rest))
-    return ["--config-dir", arguments[place], *named, *rest[:first], *quiet, *rest[first:]]
+    return [*named, *arguments]
+
+
+def checked(overrides: Sequence[str]) -> Config:
+    """The configuration of these overrides. Raises UserError, also for what Hydra refuses."""
+    try:
+        return compose(overrides)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise explain(error, overrides) from error
 
 
 def explain(error: Exception, arguments: Sequence[str]) -> UserError:
     """Hydra's error as one message with the key, what came and what is allowed."""
     text = str(error)
+    override = getattr(error, "override", None)
+    if override:
+        return UserError(f"{override}: cannot be read as KEY=VALUE; quote lists and blanks, e.g. 'key=[1,2]'")
     missing = re.search(r"Could not find '([\w/.-]+)'", text)
     if missing:
         group, _, name = missing[1].partition("/")
@@ -128,15 +131,19 @@ def _unknown_key(key: str, arguments: Sequence[str]) -> UserError:
         a for a in arguments if "=" in a and not a.startswith("-") and not a.lstrip("+~").startswith(key)
     ]
     parent, _, leaf = key.rpartition(".")
+    node: object = None
     try:
         composed = _stored(arguments) or recompose(others)
         node = OmegaConf.select(composed, parent) if parent else composed
-    except Exception:  # the other overrides are wrong too: one mistake at a time
-        node = None
+    except Exception:  # noqa: S110  # the other overrides are wrong too: one mistake at a time
+        pass
     known = [str(name) for name in node] if isinstance(node, DictConfig) else []
-    hint = (
+    if leaf in known and isinstance(node, DictConfig):
+        fields = ", ".join(f"{key}.{name}" for name in OmegaConf.select(node, leaf) or ())
+        return UserError(f"{key}: cannot be chosen anew in a stored configuration; set its options: {fields}")
+    allowed = (
         f"choose one of: {', '.join(closest(leaf, known))}"
         if known
         else "metalearn train --cfg job shows all"
     )
-    return UserError(f"{key}: no such option; {hint}")
+    return UserError(f"{key}: no such option; {allowed}")

@@ -13,12 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
-from metalearn.compose import compose, options, recompose
+from metalearn.compose import options, recompose
 from metalearn.config import required, typed
-from metalearn.launch import explain
+from metalearn.launch import checked
 from metalearn.registry import UserError, closest
 
 
@@ -84,7 +83,7 @@ def replicate(
         raise UserError("replicate: name a recipe, e.g. quickstart; metalearn list recipes shows all")
     everything = [job for plan in plans for job in _jobs(plan, overrides, runs)]
     for job in everything:
-        compose(job.overrides)  # a mistake in any of them ends here, before anything has run
+        checked(job.overrides)  # a mistake in any of them ends here, before anything has run
     started = time.monotonic()
     outcomes = _run_all(everything, jobs or _default_jobs())
     _report(names, plans, everything, runs, time.monotonic() - started)
@@ -237,10 +236,8 @@ def _work(overrides: list[str]) -> Outcome:
         return Outcome(state, message, time.monotonic() - started)
 
     try:
-        run_one(compose(overrides), ["metalearn", "train", *overrides])
+        run_one(checked(overrides), ["metalearn", "train", *overrides])
         return ended("finished")
-    except HydraException as error:
-        return ended("failed", str(explain(error, overrides)))
     except UserError as error:
         return ended(getattr(error, "state", "failed"), str(error))
     except SystemExit:
