@@ -36,7 +36,7 @@ class TunedOptimizers(Method):
         """Try one pair. A run that ends above its start counts as diverged and is reported at its start."""
         row, column = divmod(index, len(self.options.learning_rates))
         curve = self._rollout(self.options.optimizers[row], column, "valid").mean(1)
-        self.final[row, column] = curve[-1].nan_to_num(nan=torch.inf)
+        self.final[row, column] = torch.where(curve[-1].isnan(), torch.inf, curve[-1])
         diverged = ~(curve[-1] <= curve[0])
         return {
             "train/final_loss": torch.where(diverged, curve[0], curve[-1]),
@@ -71,12 +71,13 @@ class TunedOptimizers(Method):
         return self.options.optimizers[int(self.final.min(1).values.argmin())]
 
     def state_dict(self) -> dict[str, Any]:
-        """The final validation losses so far."""
-        return {"final": self.final.clone()}
+        """The final validation losses so far, and which of them are finite: a state holds no infinity."""
+        return {"final": self.final.nan_to_num(posinf=0.0), "usable": self.final.isfinite()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up what `state_dict` gave."""
-        self.final = self.machine.put(state["final"]).clone()
+        final, usable = self.machine.put(state["final"]), self.machine.put(state["usable"])
+        self.final = torch.where(usable, final, torch.inf)
         self.curves = {}
 
     def artifacts(self, folder: Path) -> None:

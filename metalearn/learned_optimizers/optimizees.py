@@ -16,6 +16,7 @@ from metalearn.task import Batch, Split
 from metalearn.tree import Tree
 
 Pair = tuple[Tensor, Tensor]  # inputs and targets
+KEPT_BYTES = 2**28  # of minibatches of evaluation problems, beyond which they are drawn anew each time
 
 
 class Optimizee:
@@ -39,6 +40,7 @@ class Optimizee:
         self.shapes = {name: front + leaf.shape for name, leaf in self.network.named_parameters()}
         self.sizes = [math.prod(shape) for shape in self.shapes.values()]
         self.coordinates = sum(self.sizes)
+        self._kept: dict[tuple[Split, int], list[Pair]] = {}
 
     def stream(self, split: Split, problem: int) -> torch.Generator:
         """The randomness of a problem's start."""
@@ -59,13 +61,28 @@ class Optimizee:
         return [self.task.batch(split, index) for index in range(start, start + count)]
 
     def feed(self, split: Split, problems: int) -> Iterator[Pair]:
-        """Inputs and targets [problems, ...] of the first problems of a split, for step 0 to `horizon`."""
-        pair: Pair | None = None
+        """Inputs and targets [problems, ...] of the first problems of a split, for step 0 to `horizon`.
+
+        Kept for the next call if they are small: tuning asks for the same ones again and again.
+        """
+        if (split, problems) in self._kept:
+            yield from self._kept[split, problems]
+            return
+        pairs: list[Pair] = []
+        pair = self._pair(split, problems, 0)
+        small = pair[0].nbytes * self.options.horizon <= KEPT_BYTES
         for step in range(self.options.horizon + 1):
-            if pair is None or not self.is_function:
-                found = [self.batches(split, problem, step, 1)[0] for problem in range(problems)]
-                pair = torch.stack([batch.x for batch in found]), torch.stack([batch.y for batch in found])
+            if step and not self.is_function:
+                pair = self._pair(split, problems, step)
+            if small or self.is_function:
+                pairs.append(pair)
             yield pair
+        if pairs:
+            self._kept[split, problems] = pairs
+
+    def _pair(self, split: Split, problems: int, step: int) -> Pair:
+        found = [self.batches(split, problem, step, 1)[0] for problem in range(problems)]
+        return torch.stack([batch.x for batch in found]), torch.stack([batch.y for batch in found])
 
     def loss(self, theta: Float[Tensor, " coordinates"], batch: Batch) -> Float[Tensor, ""]:
         """The problem's loss at `theta`, summed over functions."""

@@ -50,6 +50,7 @@ def test_marks_the_edge_of_the_grid(kit, tmp_path):
 def test_a_rate_that_diverges_to_infinity_is_never_chosen(kit, tmp_path):
     """Even where it is the only one: such an optimizer is left out."""
     method, steps = _tune(kit, _bowl(kit), optimizers=["sgd", "adam"], learning_rates=[1e8], horizon=30)
+    assert method.final[0, 0] == torch.inf
     assert steps[0]["train/diverged"] == 1
     assert all(value.isfinite() for step in steps for value in step.values())
     assert method.best() == {"adam": 0}
@@ -92,7 +93,9 @@ def test_resume_is_exact(kit):
     for index in range(7):
         half.step(index)
     rest = TunedOptimizers(kit.tuned(), kit.context(kit.Blobs(), 15))
-    rest.load_state_dict(half.state_dict())
+    state = half.state_dict()
+    assert all(part.isfinite().all() for part in state.values())  # the loop saves nothing else
+    rest.load_state_dict(state)
     for index in range(7, 15):
         rest.step(index)
     assert torch.equal(rest.final, whole.final)

@@ -94,7 +94,7 @@ def test_second_derivatives_matter_here(kit, float64):  # noqa: ARG001
     for second_derivatives in (False, True):
         method = _method(kit, "Quadratics", second_derivatives=second_derivatives)
         grads.append(_estimate(method, _start(method), method.segment(0, 0)).grad["linear.weight"])
-    assert (grads[0] - grads[1]).norm() > 1e-2 * grads[1].norm()
+    assert (grads[0] - grads[1]).norm() > 1e-4 * grads[1].norm()  # a hundred times the tolerance above
 
 
 @pytest.mark.parametrize("count_last", [False, True])

@@ -79,8 +79,9 @@ def test_problems_at_once_equal_the_loop(kit, float64, task):  # noqa: ARG001
     """vmap over problems against autograd, problem by problem."""
     optimizee = Optimizee(kit.learned(), kit.context(getattr(kit, task)()))
     theta = torch.stack([optimizee.start(optimizee.stream("test", problem)) for problem in range(3)])
-    pairs = list(optimizee.feed("test", 3))
+    pairs, again = list(optimizee.feed("test", 3)), list(optimizee.feed("test", 3))
     assert len(pairs) == 7
+    assert all(torch.equal(x, y) for x, y in zip(pairs[6], again[6], strict=True))
     losses, grads = optimizee.losses_and_gradients(theta, pairs[4])
     for problem in range(3):
         leaf = theta[problem].clone().requires_grad_()
