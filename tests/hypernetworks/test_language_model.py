@@ -187,3 +187,14 @@ def test_options_of_conf_are_complete():
 
     for name in ("lstm_lm", "hyperlstm_lm"):
         assert list(OmegaConf.load(CONF / "network" / f"{name}.yaml")) == fields("network", name)
+
+
+def test_quick_start_prints_the_parameters_that_it_has():
+    from metalearn.compose import recompose
+
+    plan = recompose(["recipe=quickstart/hyperlstm_python_docs"]).replicate
+    labels = {stage: int(label.split()[-2]) for label, stage in plan.table.rows.items()}
+    sizes = {"units": 96, "layer_norm": True}
+    assert labels["hyperlstm"] == on_meta(make_hyper, 96, hyper=32, embedding=4, **sizes)
+    assert labels["same_units"] == on_meta(make_lstm, 96, **sizes)
+    assert labels["same_parameters"] == on_meta(make_lstm, 96, **(sizes | {"units": 122}))
