@@ -53,4 +53,5 @@ class DartsOptions:
     alpha_beta1: float = number(at_least=0, below=1)
     alpha_beta2: float = number(at_least=0, below=1)
     alpha_weight_decay: float = number(at_least=0)
+    evaluation_statistics: str = choice("batch", "running")  # of batch normalisation: paper, code
     valid_batches: str = choice("fresh", "stream")  # reshuffle before each alpha step (code), or each pass

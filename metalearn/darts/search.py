@@ -125,19 +125,20 @@ class Darts(Method):
     def evaluate(self, split: Split) -> Metrics:
         """`valid/loss`, `valid/error`: the supernet on the half that alpha learns on, so not held out.
 
-        Running statistics are used, as in the authors' code. Beside them, how many edges of the genotype
-        that alpha stands for now are skip connections. Raises UserError for the test split.
+        Batch normalisation uses the batch, for running statistics lag behind an architecture that moves
+        (appendix A.1.1), or the running ones as in the authors' code. Beside them, how many edges of the
+        genotype that alpha stands for now are skip connections. Raises UserError for the test split.
         """
         if split == "test":
             raise UserError("method darts: a search never reads the test split; set train.test=false")
-        self.network.eval()
+        self.network.train(self.options.evaluation_statistics == "batch")
         problem, sums, total = self._problem(0), {}, 0
-        for batch in self.task.sweep("search_valid"):
-            metrics = self.task.metrics(problem.score(self.alpha, self.inner.params, batch), batch)
-            total += len(batch.y)
-            for quantity, value in metrics.items():
-                sums[quantity] = sums.get(quantity, 0.0) + len(batch.y) * value.double()
-        self.network.train()
+        with running_statistics_kept(self.network):
+            for batch in self.task.sweep("search_valid"):
+                metrics = self.task.metrics(problem.score(self.alpha, self.inner.params, batch), batch)
+                total += len(batch.y)
+                for quantity, value in metrics.items():
+                    sums[quantity] = sums.get(quantity, 0.0) + len(batch.y) * value.double()
         means = {f"valid/{quantity}": (value / total).float() for quantity, value in sums.items()}
         return means | self._skips()
 

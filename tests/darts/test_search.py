@@ -254,13 +254,14 @@ def test_state_loads_with_weights_only(search, tmp_path):
     torch.testing.assert_close(loaded, run.state_dict(), rtol=0, atol=0)
 
 
-def test_evaluation_uses_running_statistics_over_the_alpha_half_and_changes_nothing(search):
-    run = search()
+@pytest.mark.parametrize("statistics", ["batch", "running"])
+def test_evaluation_is_over_the_alpha_half_and_changes_nothing(search, statistics):
+    run = search(evaluation_statistics=statistics)
     run.step(0)
     before = run.state_dict()
     found = run.evaluate("valid")
     torch.testing.assert_close(run.state_dict(), before, rtol=0, atol=0)
-    network = copy.deepcopy(run.network).eval()
+    network = copy.deepcopy(run.network).train(statistics == "batch")
     network.load_state_dict(run.inner.params, strict=False)
     batches = list(run.task.sweep("search_valid"))
     losses = [run.task.loss(network(batch.x, alpha=run.alpha).logits, batch) for batch in batches]
