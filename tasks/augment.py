@@ -9,7 +9,7 @@ Images = Float[Tensor, "batch channel height width"]
 
 
 def crop(images: Images, padding: int, rng: Generator) -> Images:
-    """Pad with zeros on all sides, then cut the old size out at a uniformly drawn place."""
+    """Pad with zeros on all sides, and cut the old size out at one of (2 padding + 1)^2 places, uniformly."""
     batch, _, height, width = images.shape
     offsets = torch.randint(0, 2 * padding + 1, (2, batch), generator=rng).to(images.device)
     padded = F.pad(images, (padding,) * 4)
@@ -27,14 +27,14 @@ def flip(images: Images, rng: Generator) -> Images:
 
 
 def cutout(images: Images, side: int, rng: Generator) -> Images:
-    """Set a square to 0, centred uniformly over the image and clipped at its border (DeVries 2017)."""
+    """Set a square to 0 whose centre is any pixel, uniformly; the border clips it (DeVries and Taylor 2017).
+
+    Around a centre c it takes c - side // 2 to c + side // 2 - 1 for an even side, one more for an odd one.
+    """
     batch, _, height, width = images.shape
-    draw = torch.rand(2, batch, generator=rng).to(images.device)
-    top = (draw[0] * height).floor()[:, None] - side // 2
-    left = (draw[1] * width).floor()[:, None] - side // 2
-    rows = torch.arange(height, device=images.device)[None]
-    columns = torch.arange(width, device=images.device)[None]
-    inside_rows = (rows >= top) & (rows < top + side)
-    inside_columns = (columns >= left) & (columns < left + side)
-    hole = inside_rows[:, None, :, None] & inside_columns[:, None, None, :]
-    return images.masked_fill(hole, 0.0)
+    centres = [torch.randint(0, size, (batch, 1), generator=rng) for size in (height, width)]
+    rows, columns = (
+        ((torch.arange(size) - centre + side // 2) // side == 0).to(images.device)
+        for size, centre in zip((height, width), centres, strict=True)
+    )
+    return images.masked_fill(rows[:, None, :, None] & columns[:, None, None, :], 0)

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int, Int64
 from torch import Tensor
@@ -56,13 +57,29 @@ class Text(Task):
 
     def encode(self, text: str | Sequence[str]) -> Int64[Tensor, " time"]:
         """Symbols as places in the alphabet. Raises UserError for one that is not in it."""
+        if isinstance(text, str) and not self.words:
+            return self._encode_characters(text)
         try:
             return torch.tensor([self.places[symbol] for symbol in text], dtype=torch.int64)
         except KeyError as error:
-            raise UserError(
-                f"{error} is not among the {len(self.alphabet)} symbols of {self.options.name}; "
-                f"allowed: {' '.join(map(repr, self.alphabet[:100]))}"
-            ) from None
+            raise self._unknown(error.args[0]) from None
+
+    def _encode_characters(self, text: str) -> Int64[Tensor, " time"]:
+        """The same by one look-up in a table of code points."""
+        codes = np.frombuffer(text.encode("utf-32-le"), np.dtype("<u4"))
+        table = np.full(max(map(ord, self.alphabet)) + 2, -1)
+        table[[ord(symbol) for symbol in self.alphabet]] = range(len(self.alphabet))
+        places = table[np.minimum(codes, len(table) - 1)]
+        if (places < 0).any():
+            raise self._unknown(chr(codes[places < 0][0]))
+        return torch.from_numpy(places)
+
+    def _unknown(self, symbol: str) -> UserError:
+        allowed = " ".join(map(repr, self.alphabet[:100]))
+        return UserError(
+            f"{symbol!r} is not among the {len(self.alphabet)} symbols of {self.options.name}; "
+            f"allowed: {allowed}"
+        )
 
     def decode(self, symbols: Int[Tensor, " time"]) -> str:
         """The text that `encode` reads; words are joined by spaces."""
