@@ -10,6 +10,7 @@ from metalearn.report.figures import band, chart
 from metalearn.report.plan import Table, stages_of
 
 Curve = tuple[Sequence[float], Sequence[float | None]]
+Colours = dict[str, int]  # the place of a line's colour, by its name
 
 
 class Drawing(NamedTuple):
@@ -23,7 +24,7 @@ class Drawing(NamedTuple):
 
 def of_plan(table: Table) -> list[Drawing]:
     """The plan's figures. What cannot be drawn is there with the reason: a report shows what it lacks."""
-    colours = dict.fromkeys(table.plan.table.rows)
+    colours = {contender: place for place, contender in enumerate(table.plan.table.rows)}
     drawings = []
     for figure in table.plan.figures:
         draw = {"curve": _curves, "artifact": _series, "picture": _picture}
@@ -36,15 +37,15 @@ def of_plan(table: Table) -> list[Drawing]:
 
 
 def overlay(
-    title: str, lines: dict[str, list[Curve]], labels: tuple[str, str], log: bool, colours: dict[str, None]
+    title: str, lines: dict[str, list[Curve]], labels: tuple[str, str], log: bool, colours: Colours
 ) -> Drawing:
     """Lines by name, each over its seeds. `labels` are those of x and y.
 
     `colours` grows with the names, so that each keeps its colour across figures.
     """
-    colours |= dict.fromkeys(lines)
-    places = list(colours)
-    bands = [band(name, curves, log, places.index(name)) for name, curves in lines.items()]
+    for name in lines:
+        colours.setdefault(name, 1 + max(colours.values(), default=-1))
+    bands = [band(name, curves, log, colours[name]) for name, curves in lines.items()]
     return Drawing(title, chart(bands, *labels, log), _caption(lines, log), True)
 
 
@@ -69,7 +70,14 @@ def _finished(table: Table, stage: str) -> list[Run]:
     return runs
 
 
-def _curves(table: Table, figure: dict[str, Any], colours: dict[str, None]) -> Drawing:
+def _share_colour(table: Table, name: str, stage: str, colours: Colours) -> None:
+    """Give the only line of a stage the colour of its contender, whatever a figure calls it."""
+    contender = next((row for row, of in table.plan.table.rows.items() if of == stage), None)
+    if contender is not None:
+        colours.setdefault(name, colours[contender])
+
+
+def _curves(table: Table, figure: dict[str, Any], colours: Colours) -> Drawing:
     metrics = [figure["curve"]] if isinstance(figure["curve"], str) else list(figure["curve"])
     stages = stages_of(figure)
     lines: dict[str, list[Curve]] = {}
@@ -77,6 +85,8 @@ def _curves(table: Table, figure: dict[str, Any], colours: dict[str, None]) -> D
         for metric in metrics:
             name = label if len(metrics) == 1 else metric if len(stages) == 1 else f"{label}, {metric}"
             lines[name] = [steps(run, metric) for run in _finished(table, stage)]
+        if len(metrics) == 1:
+            _share_colour(table, label, stage, colours)
     labels = (figure.get("x_label", "step"), figure.get("label", ", ".join(metrics)))
     return overlay(figure["title"], lines, labels, figure.get("log", False), colours)
 
@@ -87,7 +97,7 @@ def steps(run: Run, metric: str) -> Curve:
     return [point.step for point in points], [point.value for point in points]
 
 
-def _series(table: Table, figure: dict[str, Any], colours: dict[str, None]) -> Drawing:
+def _series(table: Table, figure: dict[str, Any], colours: Colours) -> Drawing:
     lines: dict[str, list[Curve]] = {}
     x_label = ""
     for label, stage in stages_of(figure).items():
@@ -96,7 +106,10 @@ def _series(table: Table, figure: dict[str, Any], colours: dict[str, None]) -> D
             found, x_label = series(run, figure["artifact"])
             for name, curve in found.items():
                 mine.setdefault(name, []).append(curve)
-        lines |= {f"{label}, {name}" if name in lines else name: curves for name, curves in mine.items()}
+        mine = {f"{label}, {name}" if name in lines else name: curves for name, curves in mine.items()}
+        if len(mine) == 1:
+            _share_colour(table, next(iter(mine)), stage, colours)
+        lines |= mine
     labels = (figure.get("x_label", x_label), figure.get("label", ""))
     return overlay(figure["title"], lines, labels, figure.get("log", False), colours)
 
@@ -117,7 +130,7 @@ def series(run: Run, name: str) -> tuple[dict[str, Curve], str]:
     return {label: (x, y) for label, y in curves.items()}, content.get("x_label", "")
 
 
-def _picture(table: Table, figure: dict[str, Any], _: dict[str, None]) -> Drawing:
+def _picture(table: Table, figure: dict[str, Any], _: Colours) -> Drawing:
     name = figure["picture"]
     runs = [run for stage in stages_of(figure).values() for run in _finished(table, stage)]
     for run in runs:
@@ -130,7 +143,7 @@ def _picture(table: Table, figure: dict[str, Any], _: dict[str, None]) -> Drawin
 
 def of_metrics(groups: dict[str, list[Run]]) -> Iterable[Drawing]:
     """Every metric's curves: one figure a quantity within one group, one figure a metric for several."""
-    colours = dict.fromkeys(groups) if len(groups) > 1 else {}
+    colours = {name: place for place, name in enumerate(groups)} if len(groups) > 1 else {}
     metrics = dict.fromkeys(metric for runs in groups.values() for run in runs for metric in run.metrics)
     figures: dict[str, dict[str, list[Curve]]] = {}
     for metric in metrics:

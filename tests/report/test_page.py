@@ -11,7 +11,7 @@ import pytest
 
 from metalearn import compare, report
 from metalearn.registry import UserError
-from metalearn.report.figures import VARIABLES, band, chart
+from metalearn.report.figures import SERIES, VARIABLES, band, chart
 from metalearn.report.inline import inline
 
 VOID = {"meta", "link", "br", "img", "input", "hr"}
@@ -292,3 +292,18 @@ def _check_shown(picture: Path, look: str) -> None:
     assert (background < 40) == (look == "dark")
     for part in np.array_split(pixels[:2000], 4):
         assert np.mean(np.abs(part - background) > 60) > 0.003
+
+
+def test_a_contender_keeps_its_colour_under_another_name(replication, make_plan, tmp_path):
+    stages = {"found": "retrain", "random": "random"}
+    figures = [
+        {"title": "first", "curve": "train/loss", "stage": "retrain"},
+        {"title": "second", "curve": "valid/error", "stages": stages},
+    ]
+    folders = replication(retrain=[2.0], random=[3.0])
+
+    report.combine("toy", [(make_plan(figures=figures), folders)], tmp_path, 1.0)
+
+    first, second = (path.read_text() for path in sorted((tmp_path / "report_figures").glob("*.svg")))
+    assert [colour in first for colour in SERIES[:3]] == [True, False, False]
+    assert [colour in second for colour in SERIES[:3]] == [True, True, False]
