@@ -22,9 +22,7 @@ def availability(name: str, data_dir: Path) -> str:
     here = next((files for files in _NEEDED[name] if not missing(files, data_dir)), None)
     if here is None:
         lacking = ", ".join(file.places[0] for file in missing(_NEEDED[name][0], data_dir))
-        return (
-            f"missing: put {lacking} under {data_dir}, name another data_dir, or let download=true fetch it"
-        )
+        return f"missing: put {lacking} under {data_dir}, or let download=true fetch it"
     paths = [find(file, data_dir) for file in here]
     place = "in data_dir" if all(path and path.is_relative_to(data_dir) for path in paths) else "cached"
     return f"{place}, lossy copy: not comparable" if here is sources.CIFAR10_LOSSY else place

@@ -100,11 +100,8 @@ def _from_parquet(parts: list[bytes]) -> tuple[Tensor, Tensor]:
     from pyarrow.parquet import read_table
 
     tables = [read_table(BufferReader(part), columns=["img", "label"]) for part in parts]
-    encoded = [
-        value for table in tables for value in table["img"].combine_chunks().field("bytes").to_pylist()
-    ]
+    x = np.stack([_image(row["bytes"]) for table in tables for row in table["img"].to_pylist()])
     y = np.concatenate([table["label"].to_numpy() for table in tables])
-    x = np.stack([_image(value) for value in encoded])
     return torch.tensor(x).permute(0, 3, 1, 2).contiguous(), torch.tensor(y)
 
 
@@ -115,6 +112,6 @@ def _image(encoded: bytes) -> np.ndarray:
     with Image.open(io.BytesIO(encoded), formats=("JPEG", "PNG")) as image:
         if image.size != (SIDE, SIDE):
             raise UserError(
-                f"cifar10: an image of {image.size} pixels, must be {SIDE} x {SIDE}; get a good copy"
+                f"cifar10: got an image of {image.size} pixels, must be {(SIDE, SIDE)}; get a good copy"
             )
         return np.asarray(image.convert("RGB"))
