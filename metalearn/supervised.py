@@ -46,15 +46,16 @@ class Supervised(Method):
         self.optimizer.zero_grad(set_to_none=True)
         with seeded(*batch.key), self.machine.autocast():
             output = self.forward(batch.x, self.hidden or None)
-            loss = self.task.loss(output.logits, batch)
-            if output.auxiliary is not None:
-                loss = loss + self.options.auxiliary_weight * self.task.loss(output.auxiliary, batch)
+        logits = _full(output.logits)
+        loss = self.task.loss(logits, batch)
+        if output.auxiliary is not None:
+            loss = loss + self.options.auxiliary_weight * self.task.loss(_full(output.auxiliary), batch)
         loss.backward()
         if self.options.clip is not None:
             nn.utils.clip_grad_norm_(self.network.parameters(), self.options.clip)
         self.optimizer.step()
         self.hidden = detach(output.state)
-        return _named("train", self.task.metrics(output.logits.detach(), batch))
+        return _named("train", self.task.metrics(logits.detach(), batch))
 
     def _schedule(self, index: int) -> None:
         """Set progress and learning rate for this step: functions of the index alone."""
@@ -77,7 +78,7 @@ class Supervised(Method):
     def _score(self, batch: Batch, state: Tree) -> tuple[Metrics, Tree]:
         with self.machine.autocast():
             output = self.forward(batch.x, state or None)
-        return self.task.metrics(output.logits, batch), output.state
+        return self.task.metrics(_full(output.logits), batch), output.state
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -113,6 +114,11 @@ def _sweep(score: Callable[[Batch, Tree], tuple[Metrics, Tree]], batches: Any, k
         for key, value in metrics.items():
             sums[key] = sums.get(key, 0.0) + weight * value.double()
     return {key: (value / total).float() for key, value in sums.items()}
+
+
+def _full(logits: Tensor) -> Tensor:
+    """Autocast's bf16 in float32: losses are summed in full precision."""
+    return logits.float() if logits.dtype == torch.bfloat16 else logits
 
 
 def _named(split: str, metrics: Metrics) -> Metrics:

@@ -115,8 +115,8 @@ def make_options(**changes):
     return SupervisedOptions(**(options | changes))
 
 
-def make_method(task, build, steps=60, **changes):
-    machine = Machine(MachineOptions("cpu", "cpu", "fp32", False, False, 0))
+def make_method(task, build, steps=60, precision="fp32", **changes):
+    machine = Machine(MachineOptions("cpu", "cpu", precision, False, False, 0))
 
     def network():
         with seeded(0, "network"):
@@ -175,6 +175,16 @@ def test_evaluation_reads_the_split_as_one_text():
     expected = F.cross_entropy(method.network(text[:, :12]).logits.flatten(0, 1), text[:, 1:].flatten())
     torch.testing.assert_close(found, expected.detach())
     torch.testing.assert_close(method.hidden["h"], hidden)
+
+
+def test_autocast_scores_in_full_precision():
+    rough, exact = (make_method(Rows(), Sum, precision=precision) for precision in ("bf16", "fp32"))
+    for index in range(2):
+        found, expected = (method.step(index)["train/loss"] for method in (rough, exact))
+        assert found.dtype == torch.float32
+        assert 0 < abs(found - expected) < 0.02 * expected
+    found, expected = (method.evaluate("valid")["valid/loss"] for method in (rough, exact))
+    torch.testing.assert_close(found, expected, rtol=0.02, atol=0.0)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
