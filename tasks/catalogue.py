@@ -21,7 +21,7 @@ def availability(name: str, data_dir: Path) -> str:
         return "embedded"
     here = next((files for files in _NEEDED[name] if not missing(files, data_dir)), None)
     if here is None:
-        lacking = ", ".join(file.places[0] for file in missing(_NEEDED[name][0], data_dir))
+        lacking = ", ".join(file.places[0] + file.instead for file in missing(_NEEDED[name][0], data_dir))
         return f"missing: put {lacking} under {data_dir}, or let download=true fetch it"
     paths = [find(file, data_dir) for file in here]
     place = "in data_dir" if all(path and path.is_relative_to(data_dir) for path in paths) else "cached"
