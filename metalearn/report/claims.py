@@ -52,10 +52,11 @@ def half_width(values: Sequence[float]) -> float:
 
 def claim(contenders: Mapping[str, Mapping[int, float]], goal: str, unit: str) -> Claim:
     """The first contender against the best of the others. `contenders`: name -> seed -> value."""
-    (first, ours), *others = contenders.items()
-    others = [(name, values) for name, values in others if values]
+    (first, ours), *rest = contenders.items()
+    others = [(name, values) for name, values in rest if values]
     if not others or not ours:
-        return Claim("none", f"no claim: {first} lacks finished runs to be compared")
+        empty = first if not ours else " and ".join(name for name, _ in rest) or "the control"
+        return Claim("none", f"no claim: no finished run of {empty}")
     sign = 1 if goal == "min" else -1
     second, theirs = min(others, key=lambda other: sign * statistics.fmean(other[1].values()))
     seeds = tuple(seed for seed in ours if seed in theirs)

@@ -63,11 +63,14 @@ def _positive(lines: dict[str, list[Curve]]) -> bool:
     return all(value is not None and value > 0 for curves in lines.values() for _, y in curves for value in y)
 
 
-def _finished(table: Table, stage: str) -> list[Run]:
-    runs = table.finished(stage)
-    if not runs:
-        raise UserError(f"no run of stage {stage} has finished")
-    return runs
+def _finished(table: Table, figure: dict[str, Any]) -> tuple[dict[str, tuple[str, list[Run]]], str]:
+    """Label -> stage and finished runs of a figure, and words for the stages that have none."""
+    found = {label: (stage, table.finished(stage)) for label, stage in stages_of(figure).items()}
+    absent = [label for label, (_, runs) in found.items() if not runs]
+    if len(absent) == len(found):
+        raise UserError(f"no finished run of {', '.join(absent)}")
+    words = f" Lacking: {', '.join(absent)}, no run of which has finished." if absent else ""
+    return {label: pair for label, pair in found.items() if pair[1]}, words
 
 
 def _share_colour(table: Table, name: str, stage: str, colours: Colours) -> None:
@@ -79,16 +82,17 @@ def _share_colour(table: Table, name: str, stage: str, colours: Colours) -> None
 
 def _curves(table: Table, figure: dict[str, Any], colours: Colours) -> Drawing:
     metrics = [figure["curve"]] if isinstance(figure["curve"], str) else list(figure["curve"])
-    stages = stages_of(figure)
+    stages, lacking = _finished(table, figure)
     lines: dict[str, list[Curve]] = {}
-    for label, stage in stages.items():
+    for label, (stage, runs) in stages.items():
         for metric in metrics:
             name = label if len(metrics) == 1 else metric if len(stages) == 1 else f"{label}, {metric}"
-            lines[name] = [steps(run, metric) for run in _finished(table, stage)]
+            lines[name] = [steps(run, metric) for run in runs]
         if len(metrics) == 1:
             _share_colour(table, label, stage, colours)
     labels = (figure.get("x_label", "step"), figure.get("label", ", ".join(metrics)))
-    return overlay(figure["title"], lines, labels, figure.get("log", False), colours)
+    drawn = overlay(figure["title"], lines, labels, figure.get("log", False), colours)
+    return drawn._replace(caption=drawn.caption + lacking)
 
 
 def steps(run: Run, metric: str) -> Curve:
@@ -98,11 +102,12 @@ def steps(run: Run, metric: str) -> Curve:
 
 
 def _series(table: Table, figure: dict[str, Any], colours: Colours) -> Drawing:
+    stages, lacking = _finished(table, figure)
     lines: dict[str, list[Curve]] = {}
     x_label = ""
-    for label, stage in stages_of(figure).items():
+    for label, (stage, runs) in stages.items():
         mine: dict[str, list[Curve]] = {}
-        for run in _finished(table, stage):
+        for run in runs:
             found, x_label = series(run, figure["artifact"])
             for name, curve in found.items():
                 mine.setdefault(name, []).append(curve)
@@ -111,7 +116,8 @@ def _series(table: Table, figure: dict[str, Any], colours: Colours) -> Drawing:
             _share_colour(table, next(iter(mine)), stage, colours)
         lines |= mine
     labels = (figure.get("x_label", x_label), figure.get("label", ""))
-    return overlay(figure["title"], lines, labels, figure.get("log", False), colours)
+    drawn = overlay(figure["title"], lines, labels, figure.get("log", False), colours)
+    return drawn._replace(caption=drawn.caption + lacking)
 
 
 def series(run: Run, name: str) -> tuple[dict[str, Curve], str]:
@@ -132,7 +138,7 @@ def series(run: Run, name: str) -> tuple[dict[str, Curve], str]:
 
 def _picture(table: Table, figure: dict[str, Any], _: Colours) -> Drawing:
     name = figure["picture"]
-    runs = [run for stage in stages_of(figure).values() for run in _finished(table, stage)]
+    runs = [run for _, finished in _finished(table, figure)[0].values() for run in finished]
     for run in runs:
         path = run.path / "artifacts" / name
         if path.suffix == ".svg" and path.exists():

@@ -83,6 +83,7 @@ def chart(bands: Sequence[Band], x_label: str, y_label: str, log: bool) -> str:
     """A chart with labelled axes and, for two lines or more, a legend. Returns SVG."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(5.6, 3.3), layout="constrained")
@@ -95,6 +96,8 @@ def chart(bands: Sequence[Band], x_label: str, y_label: str, log: bool) -> str:
             axes.plot(line.x, line.middle, color=colour, linestyle=dashes, label=line.label, marker=marker)
         axes.set(xlabel=x_label, ylabel=y_label)
         axes.margins(x=0.01)
+        if all(np.all(line.x == np.round(line.x)) for line in bands):
+            axes.xaxis.set_major_locator(MaxNLocator(7, integer=True))
         if log:
             _log_axis(axes)
         if len(bands) > 1:

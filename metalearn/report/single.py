@@ -59,6 +59,8 @@ def _numbers(found: Run) -> Grid:
         )
         rows.append((metric, plain(points[-1].value), *way, f"{len(points):,}", found.stamp(metric)))
     header = ("metric", "last", "best", "at step", "goal", "values", "note")
+    if not any(row[-1] for row in rows):
+        header, rows = header[:-1], [row[:-1] for row in rows]
     return Grid(header, rows, "", frozenset({1, 2, 3, 5}))
 
 

@@ -57,7 +57,7 @@ def test_the_interval_is_that_of_the_paired_t_test():
         ({0: 3.0}, "min", "none", "no claim: ours and theirs share 1 finished seed, a claim takes 3"),
         ({5: 3.0, 6: 4.0}, "min", "none",
          "no claim: ours and theirs share 0 finished seeds, a claim takes 3"),
-        ({}, "min", "none", "no claim: ours lacks finished runs to be compared"),
+        ({}, "min", "none", "no claim: no finished run of theirs"),
     ],
 )  # fmt: skip
 def test_statements(theirs, goal, verdict, words):

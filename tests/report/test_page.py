@@ -137,6 +137,19 @@ def test_bad_runs_are_shown_and_count_nowhere(make_run, replication, make_plan, 
         assert "step 7: train/loss is nan" in text
 
 
+def test_a_figure_shows_the_stages_that_it_has(replication, make_plan, tmp_path):
+    folders = replication(retrain=[2.0, 2.5]) | {"random": {0: tmp_path / "absent"}}
+    stages = {"found": "retrain", "drawn": "random"}
+    figures = [{"title": "t", "curve": "valid/error", "stages": stages}]
+
+    report.combine("toy", [(make_plan(figures=figures), folders)], tmp_path, 1.0)
+
+    text = (tmp_path / "report.md").read_text()
+    assert (
+        "Mean of 2 seeds; the band is one standard deviation to either side. Lacking: drawn, no run" in text
+    )
+
+
 def test_nothing_has_run_yet(make_plan, tmp_path):
     figures = [{"title": "t", "curve": "valid/error", "stage": "retrain"}]
     folders = {
