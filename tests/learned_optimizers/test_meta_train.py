@@ -55,6 +55,15 @@ def test_state_and_parameters_are_carried_within_a_run_only(kit):
     assert torch.equal(method.carry.params["theta"], other.carry.params["theta"])
 
 
+@pytest.mark.parametrize("count_last", [False, True])
+def test_unrolls_go_on_through_a_run(kit, count_last):
+    """Steps 0 to 2, then 3 to 5; the last point, where it counts, is the next unroll's first."""
+    method = LearnedOptimizer(kit.learned(count_last=count_last), kit.context(kit.Blobs()))
+    segments = [method.segment(1, part) for part in range(2)]
+    assert [batch.key[1] for segment in segments for batch in segment.inner] == [7, 8, 9, 10, 11, 12]
+    assert [batch.key[1] for batch in segments[0].outer.values()] == [7, 8, 9, 10][: 3 + count_last]
+
+
 @pytest.mark.parametrize(("task", "ratio"), [("Quadratics", 0.6), ("Blobs", 0.8)])
 def test_learns(kit, task, ratio):
     """The final validation loss falls well below that of the untrained LSTM."""
