@@ -107,8 +107,9 @@ def test_every_layout_gives_the_same_images(lay, kind):
     assert ("lossy" in data.provenance) == (kind == "parquet")
 
 
-def test_the_original_comes_before_the_lossy_copy(lay):
-    assert read_cifar10(lay("parquet", "batches"), download=False).comparable
+@pytest.mark.parametrize("original", ["batches", "archive"])
+def test_the_original_comes_before_the_lossy_copy(lay, original):
+    assert read_cifar10(lay("parquet", original), download=False).comparable
 
 
 def test_an_incomplete_original_is_not_read(lay):
