@@ -1,6 +1,6 @@
 """`metalearn train`: the Hydra application, and what its errors mean."""
 
-import dataclasses
+import contextlib
 import os
 import re
 import sys
@@ -28,7 +28,7 @@ def run_one(config: Config, command: Sequence[str]) -> Path:
             from metalearn.build import build
 
             parts = build(config)
-            directory.record(task=dataclasses.asdict(parts.task.spec))
+            directory.record_task(parts.task.spec)
             loop.run(config, parts.method, directory)
         return directory.path
 
@@ -132,11 +132,9 @@ def _unknown_key(key: str, arguments: Sequence[str]) -> UserError:
     ]
     parent, _, leaf = key.rpartition(".")
     node: object = None
-    try:
+    with contextlib.suppress(Exception):  # the other overrides may be wrong too: one mistake at a time
         composed = _stored(arguments) or recompose(others)
         node = OmegaConf.select(composed, parent) if parent else composed
-    except Exception:  # noqa: S110  # the other overrides are wrong too: one mistake at a time
-        pass
     known = [str(name) for name in node] if isinstance(node, DictConfig) else []
     if leaf in known and isinstance(node, DictConfig):
         fields = ", ".join(f"{key}.{name}" for name in OmegaConf.select(node, leaf) or ())

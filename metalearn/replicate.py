@@ -19,6 +19,7 @@ from metalearn.compose import options, recompose
 from metalearn.config import required, typed
 from metalearn.launch import checked
 from metalearn.registry import UserError, closest
+from metalearn.report.plan import check
 
 
 @dataclass
@@ -31,12 +32,15 @@ class StageOptions:
 
 @dataclass
 class TableOptions:
-    """The claim of a plan: the first row is held against the best of the others."""
+    """The table of a plan. The first row is held against the best of the others, or as `claims` says."""
 
     metric: str = required()
     goal: str = required()
     unit: str = required()
     rows: dict[str, str] = required()  # contender: stage
+    claims: dict[str, list[str]] = field(
+        default_factory=dict
+    )  # what is equal: contenders held against each other
 
 
 @dataclass
@@ -108,6 +112,7 @@ def load(name: str, seeds: list[int] | None = None) -> list[Plan]:
         return [plan for part in values["include"] for plan in load(part, seeds)]
     plan: Plan = typed(Plan, {**values, "name": name}, "replicate.")
     plan.seeds = seeds or plan.seeds
+    check(plan)
     return [plan]
 
 

@@ -73,7 +73,10 @@ class Supervised(Method):
     def evaluate(self, split: Split) -> Metrics:
         """Means over all targets of the split; language models read it as one text, state carried."""
         self.network.eval()
-        return _named(split, _sweep(self._score, self.task.sweep(split), self.task.spec.kind))
+        metrics = _sweep(self._score, self.task.sweep(split), self.task.spec.kind)
+        if self.task.spec.metric == "perplexity":
+            metrics["perplexity"] = metrics["loss"].exp()  # of the mean, not the mean of batches'
+        return _named(split, metrics)
 
     def _score(self, batch: Batch, state: Tree) -> tuple[Metrics, Tree]:
         with self.machine.autocast():

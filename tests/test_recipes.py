@@ -16,7 +16,10 @@ RUNS = [name for name in RECIPES if name not in PLANS]
 # the same objects at a size that a test can pay for: (recipe prefix, overrides)
 TOY = {
     "darts/cifar10_search": ["task=digits", "task.batch=4", "network.cells=3", "network.channels=2"],
-    "darts/cifar10_retrain": ["task=digits", "task.batch=4", "network.cells=3", "network.channels=2", "network.auxiliary=false", "method.auxiliary_weight=0"],
+    "darts/cifar10_retrain": [
+        "task=digits", "task.batch=4", "network.cells=3", "network.channels=2", "network.auxiliary=false",
+        "method.auxiliary_weight=0",
+    ],
     "hypernetworks/": ["task=python_docs", "task.batch=2", "task.time=4", "network.units=8"],
     "learned_optimizers/mnist": ["task=digits", "task.batch=4"],
 }  # fmt: skip

@@ -50,8 +50,11 @@ def half_width(values: Sequence[float]) -> float:
     return quantile * statistics.stdev(values) / math.sqrt(len(values))
 
 
-def claim(contenders: Mapping[str, Mapping[int, float]], goal: str, unit: str) -> Claim:
-    """The first contender against the best of the others. `contenders`: name -> seed -> value."""
+def claim(contenders: Mapping[str, Mapping[int, float]], goal: str, unit: str, note: str = "") -> Claim:
+    """The first contender against the best of the others. `contenders`: name -> seed -> value.
+
+    `note` says what is equal between them, e.g. "in equal time".
+    """
     (first, ours), *rest = contenders.items()
     others = [(name, values) for name, values in rest if values]
     if not others or not ours:
@@ -67,7 +70,7 @@ def claim(contenders: Mapping[str, Mapping[int, float]], goal: str, unit: str) -
     mean, half = statistics.fmean(differences), half_width(differences)
     verdict = "better" if mean - half > 0 else "worse" if mean + half < 0 else "unclear"
     words = f"{measured(abs(mean), half)} {'percentage points' if unit == '%' else unit}".rstrip()
-    basis = f"(paired, {len(seeds)} seeds)"
+    basis = f"{note} (paired, {len(seeds)} seeds)".lstrip()
     ahead = first if mean >= 0 else second
     statement = {
         "better": f"{first} beats {second} by {words} {basis}",

@@ -61,14 +61,7 @@ def _cells(row: Row) -> tuple[str, ...]:
 
 
 def _statements(tables: Sequence[Table]) -> list[tuple[str, str, str]]:
-    return [
-        (
-            table.claim.verdict,
-            _subject(table),
-            table.claim.statement,
-        )
-        for table in tables
-    ]
+    return [(claim.verdict, _subject(table), claim.statement) for table in tables for claim in table.claims]
 
 
 def _subject(table: Table) -> str:

@@ -21,6 +21,7 @@ class TableOptions(Protocol):
     goal: str
     unit: str
     rows: dict[str, str]  # contender: stage
+    claims: dict[str, list[str]]  # note: the contenders that it holds against each other
 
 
 class Plan(Protocol):
@@ -30,8 +31,12 @@ class Plan(Protocol):
     family: str
     seeds: list[int]
     stages: Any  # a mapping whose keys are the names
-    table: TableOptions
     figures: list[dict[str, Any]]
+
+    @property
+    def table(self) -> TableOptions:
+        """The `table` block."""
+        ...
 
 
 Folders = Mapping[str, Mapping[int, Path]]  # stage -> seed -> run directory
@@ -73,7 +78,7 @@ class Table:
     plan: Plan
     entries: list[Entry]
     rows: list[Row]
-    claim: Claim
+    claims: list[Claim]
 
     def finished(self, stage: str) -> list[Run]:
         """The runs of a stage that got to their end, by seed."""
@@ -94,6 +99,13 @@ def check(plan: Plan) -> None:
         raise UserError(f"replicate.table.goal: got {plan.table.goal!r}, must be one of min, max")
     for stage in plan.table.rows.values():
         _check_stage(plan, stage, "table.rows")
+    for note, contenders in plan.table.claims.items():
+        for contender in contenders:
+            if contender not in plan.table.rows:
+                allowed = ", ".join(closest(contender, list(plan.table.rows)))
+                raise UserError(
+                    f"replicate.table.claims.{note}: no row is called {contender!r}; choose one of: {allowed}"
+                )
     for number, figure in enumerate(plan.figures):
         place = f"figures[{number}]"
         for key in figure:
@@ -128,10 +140,18 @@ def evaluate(plan: Plan, folders: Folders) -> Table:
     """Read the plan's runs. Runs that are missing or did not finish are listed and count nowhere."""
     check(plan)
     entries = [_entry(stage, seed, path) for stage in plan.stages for seed, path in folders[stage].items()]
-    table = Table(plan, entries, [], Claim("none", ""))
+    table = Table(plan, entries, [], [])
     rows = [_row(table, contender, stage) for contender, stage in plan.table.rows.items()]
-    held = claim({row.contender: row.values for row in rows}, plan.table.goal, plan.table.unit)
-    return Table(plan, entries, rows, held)
+    return Table(plan, entries, rows, _claims(plan, rows))
+
+
+def _claims(plan: Plan, rows: Sequence[Row]) -> list[Claim]:
+    """The first row against all others, or what `table.claims` names, each with its note."""
+    values = {row.contender: row.values for row in rows}
+    return [
+        claim({name: values[name] for name in contenders}, plan.table.goal, plan.table.unit, note)
+        for note, contenders in (plan.table.claims or {"": list(values)}).items()
+    ]
 
 
 def _entry(stage: str, seed: int, path: Path) -> Entry:

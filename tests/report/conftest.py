@@ -207,7 +207,11 @@ def _plan(**changes: Any) -> Any:
         "seeds": [0, 1, 2],
         "stages": {"retrain": None, "random": None},
         "table": SimpleNamespace(
-            metric="test/error", goal="min", unit="%", rows={"found cell": "retrain", "random cell": "random"}
+            metric="test/error",
+            goal="min",
+            unit="%",
+            rows={"found cell": "retrain", "random cell": "random"},
+            claims={},
         ),
         "figures": [],
     }

@@ -72,6 +72,25 @@ def test_the_terminal_shows_table_and_claim(replication, make_plan, tmp_path, ca
     assert str(tmp_path / "out" / "report.html") in said
 
 
+def test_claims_hold_the_contenders_that_they_name_against_each_other(replication, make_plan):
+    plan = make_plan()
+    plan.table.claims = {
+        "in equal steps": ["found cell", "random cell"],
+        "turned": ["random cell", "found cell"],
+    }
+    folders = replication(retrain=[2.0, 2.5, 2.2], random=[3.0, 3.1, 3.6])
+
+    first, second = report.plan(plan, folders).claims
+
+    assert (first.verdict, second.verdict) == ("better", "worse")
+    assert first.statement.endswith("percentage points in equal steps (paired, 3 seeds)")
+    plan.table.claims = {"equal": ["found cell", "random sell"]}
+    with pytest.raises(
+        UserError, match=r"claims\.equal: no row is called 'random sell'; choose one of: random cell"
+    ):
+        report.plan(plan, folders)
+
+
 def test_page_needs_nothing_but_itself(page):
     html, _, _ = page
     parsed = Page(html)
@@ -125,7 +144,7 @@ def test_bad_runs_are_shown_and_count_nowhere(make_run, replication, make_plan, 
     report.combine("toy", [(plan, folders)], tmp_path, 1.0)
 
     assert [row.values for row in table.rows] == [{0: 2.0, 1: 2.5, 2: 2.2}, {0: 3.0, 1: 3.1}]
-    assert table.claim.verdict == "none"
+    assert table.claims[0].verdict == "none"
     states = [(entry.stage, entry.seed, entry.state) for entry in table.unfinished]
     assert states == [
         ("retrain", 3, "diverged"), ("retrain", 4, "unreadable"),
