@@ -82,6 +82,7 @@ def replicate(
     names: Sequence[str], overrides: Sequence[str], seeds: list[int] | None, jobs: int | None, runs: Path
 ) -> int:
     """Run every plan to its end and print its table; 0 if all runs finished, else 1."""
+    _refuse(overrides)
     plans = [plan for name in names for plan in load(name, seeds)]
     if not plans:
         raise UserError("replicate: name a recipe, e.g. quickstart; metalearn list recipes shows all")
@@ -95,6 +96,15 @@ def replicate(
     if bad:
         print(f"\n{len(bad)} of {len(everything)} runs did not finish; the same command tries them again")
     return 1 if bad else 0
+
+
+def _refuse(overrides: Sequence[str]) -> None:
+    """Overrides of what the plan itself sets."""
+    instead = {"seed": "--seeds", "runs": "--runs", "run_dir": "--runs", "recipe": "NAME", "name": "NAME"}
+    for line in overrides:
+        key = line.partition("=")[0].lstrip("+~")
+        if key in instead:
+            raise UserError(f"replicate: {line} is set by the plan for each of its runs; use {instead[key]}")
 
 
 def load(name: str, seeds: list[int] | None = None) -> list[Plan]:

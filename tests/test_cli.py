@@ -54,6 +54,8 @@ MISTAKES = [  # arguments, what the message must hold
     (["replicate", "quickstrt"], ["no recipe is called 'quickstrt'", "one of: quickstart"]),
     (["replicate", "quickstart", "--seeds", "a"], ["'a'", "0,1,2"]),
     (["replicate", "quickstart", "train.stepz=1"], ["train.stepz", "steps"]),
+    (["replicate", "quickstart", "runs=elsewhere"], ["runs=elsewhere", "--runs"]),
+    (["replicate", "quickstart", "seed=3"], ["seed=3", "--seeds"]),
     (["report", "nowhere"], ["nowhere"]),
     (["compare", "nowhere"], ["nowhere"]),
     (["export", "nowhere"], ["nowhere"]),

@@ -21,7 +21,7 @@ from metalearn.problem import Inner, Problem
 from metalearn.registry import UserError
 from metalearn.rng import generator
 from metalearn.task import Batch, Metrics, Split
-from metalearn.tree import Tree, clip_norm, detach, require_grad, scale
+from metalearn.tree import Tree, clip_norm, count, detach, require_grad, scale
 
 SERIES = "LSTM optimizer"
 
@@ -118,12 +118,13 @@ class LearnedOptimizer(Method):
         self.curves = {}
 
     def artifacts(self, folder: Path) -> None:
-        """`optimizer.safetensors` with its options in `optimizer.json`, and the curves last evaluated."""
+        """`optimizer.safetensors`, `optimizer.json` with its options, `summary.json`, the last curves."""
         save_file(
             {key: leaf.cpu() for key, leaf in detach(self.meta).items()}, folder / "optimizer.safetensors"
         )
         record = dataclasses.asdict(self.options) | {"task": self.optimizee.task.spec.name}
         (folder / "optimizer.json").write_text(json.dumps(record, indent=1) + "\n")
+        (folder / "summary.json").write_text(json.dumps({"parameters": count(self.meta)}) + "\n")
         split = "test" if "test" in self.curves else "valid"
         if split not in self.curves:
             self.evaluate("valid")
