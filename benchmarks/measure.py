@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import re
+import resource
 import statistics
 import subprocess
 import time
@@ -103,10 +104,16 @@ def _sample(function: Callable[[], object]) -> Sample:
     gc.collect()
     _reset_peak()
     _wait()
-    wall, cpu = time.perf_counter(), time.process_time()
+    wall, cpu = time.perf_counter(), _cpu_seconds()
     function()
     _wait()
-    return Sample(time.process_time() - cpu, time.perf_counter() - wall, _peak_rss())
+    return Sample(_cpu_seconds() - cpu, time.perf_counter() - wall, _peak_rss())
+
+
+def _cpu_seconds() -> float:
+    """User and system time of this process and of the children it has waited for."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in used)
 
 
 def _wait() -> None:

@@ -4,7 +4,7 @@ import contextlib
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from hydra.errors import HydraException
@@ -18,7 +18,7 @@ from metalearn.registry import GROUPS, UserError, closest
 CONFIG_GROUPS = (*GROUPS, "machine", "log", "recipe")
 
 
-def run_one(config: Config, command: Sequence[str]) -> Path:
+def run_one(config: Config, command: Sequence[str], describe: Callable[[Path], None] | None = None) -> Path:
     """Run one checked configuration to its end; its run directory. Nothing is done for a finished one."""
     from metalearn.train import loop
     from metalearn.train.run_directory import open_run
@@ -29,7 +29,7 @@ def run_one(config: Config, command: Sequence[str]) -> Path:
 
             parts = build(config)
             directory.record_task(parts.task.spec)
-            loop.run(config, parts.method, directory)
+            loop.run(config, parts.method, directory, describe)
         return directory.path
 
 
@@ -45,7 +45,7 @@ def launch(arguments: list[str]) -> int:
 
     def job(composed: DictConfig) -> None:
         try:
-            _tell(run_one(resolve(composed), ["metalearn", "train", *arguments]))
+            _tell(run_one(resolve(composed), ["metalearn", "train", *arguments], _describe))
         except Exception as error:  # kept from Hydra, whose printer would add a line of its own
             failures.append((" ".join(_job_overrides()), error))
 
@@ -63,6 +63,16 @@ def launch(arguments: list[str]) -> int:
     return 0
 
 
+def _describe(run: Path) -> None:
+    """The run's report; a page that cannot be drawn costs no run."""
+    from metalearn import report
+
+    try:
+        report.page_of(run)
+    except Exception as error:
+        print(f"metalearn: no report of {run} ({type(error).__name__}: {error})", file=sys.stderr)
+
+
 def _tell(run: Path) -> None:
     """The last value of every metric, and where the run lies."""
     from metalearn import records
@@ -71,7 +81,7 @@ def _tell(run: Path) -> None:
     width = max((len(name) for name in found.metrics), default=0)
     for name in found.metrics:
         print(f"  {name:<{width}}  {found.last(name):.5g}  {found.stamp(name)}".rstrip())
-    print(f"{run}: finished; metalearn report {run}")
+    print(f"finished: {run / 'report.html'}")
 
 
 def _job_overrides() -> list[str]:

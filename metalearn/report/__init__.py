@@ -3,6 +3,6 @@
 from metalearn.report.combined import combine
 from metalearn.report.plan import check
 from metalearn.report.plan import evaluate as plan
-from metalearn.report.single import run
+from metalearn.report.single import page_of, run
 
-__all__ = ["check", "combine", "plan", "run"]
+__all__ = ["check", "combine", "page_of", "plan", "run"]

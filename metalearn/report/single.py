@@ -26,6 +26,12 @@ def run(directory: Path) -> None:
     show(str(directory), numbers, [], [*_notices(found), *against], page)
 
 
+def page_of(directory: Path) -> Path:
+    """Write report.md and report.html into a run directory; the page. Raises UserError as `run`."""
+    found = records.read(directory)
+    return write(_document(found, _numbers(found)), directory, "report")
+
+
 def _document(found: Run, numbers: Grid) -> Document:
     paper = origin.papers([(found.config.get("name", ""), [found])])
     ours: list[Block] = [numbers] if numbers.rows else [Words("metrics.jsonl has no whole row yet.")]

@@ -1,6 +1,8 @@
 """The one training loop."""
 
 import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,8 +19,12 @@ from metalearn.train.run_directory import RunDirectory
 from metalearn.train.signals import Signals
 
 
-def run(config: Config, method: Method, directory: RunDirectory) -> str:
+def run(
+    config: Config, method: Method, directory: RunDirectory, describe: Callable[[Path], None] | None = None
+) -> str:
     """Train until the budget of steps or minutes is used up, then test; returns the final state, "finished".
+
+    `describe` is called with the finished run's directory, and may write its report there.
 
     Goes on from the newest sound checkpoint: the rows of metrics.jsonl then equal those of an unbroken run.
     At SIGTERM, SIGINT or SIGUSR1 it ends the step or evaluation at hand, writes a checkpoint, says how to go
@@ -35,6 +41,9 @@ def run(config: Config, method: Method, directory: RunDirectory) -> str:
             loop.restore()
             loop.train()
             loop.finish()
+            if describe is not None:
+                describe(directory.path)
+            log.upload(directory.path / "artifacts")
         except Diverged as error:
             raise Diverged(f"{error}; {loop.last_good()}; lower a learning rate or clip gradients") from None
         except (MemoryError, RuntimeError) as error:
@@ -113,7 +122,6 @@ class _Loop:
         artifacts = self.directory.path / "artifacts"
         artifacts.mkdir(exist_ok=True)
         self.method.artifacts(artifacts)
-        self.log.upload(artifacts)
         early = self.step < options.steps
         self.directory.set_status("finished", f"after train.minutes={options.minutes}" if early else "")
 

@@ -16,6 +16,7 @@ from metalearn.train.run_directory import RunDirectory
 from metalearn.train.stored_config import plain
 
 INIT_SECONDS = 20.0  # then offline
+REPORTS = ("report.md", "report.html")
 FINISH_SECONDS = 120.0  # of waiting for uploads; `wandb sync` sends the rest
 
 
@@ -46,7 +47,7 @@ class Tracker:
         self._attempt("logging", lambda: self._run.log(row, step=row["step"]))
 
     def upload(self, folder: Path) -> None:
-        """Send a folder's files as one artifact, and its pictures to look at."""
+        """Send a folder's files as one artifact, and its pictures to look at; beside it, the run's report."""
         self._attempt("uploading", lambda: self._upload(folder))
 
     def _attempt(self, doing: str, action: Callable[[], Any]) -> None:
@@ -119,7 +120,8 @@ class Tracker:
         import wandb
 
         files = sorted(path for path in folder.rglob("*") if path.is_file()) if folder.exists() else []
-        if not files:
+        reports = [path for name in REPORTS if (path := folder.parent / name).is_file()]
+        if not files + reports:
             return
         pictures: dict[str, Any] = {}
         for path in files:
@@ -134,6 +136,8 @@ class Tracker:
         artifact = wandb.Artifact(name, type="result")
         for path in files:
             artifact.add_file(str(path), path.relative_to(folder).as_posix())
+        for path in reports:
+            artifact.add_file(str(path), path.name)
         self._run.log_artifact(artifact)
 
 
