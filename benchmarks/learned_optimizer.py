@@ -129,7 +129,7 @@ def main() -> None:
     register_all()
     compiled = {"ours, compiled": ours(["machine.compile=true"])} if "--compile" in sys.argv else {}
     table = measure({"higher": peer(), "ours": ours([]), **compiled})
-    report("Learned optimizer, MNIST perceptron", table, "--save" in sys.argv)
+    report("Learned optimizer: meta-training step, MNIST perceptron", table, "--save" in sys.argv)
 
 
 if __name__ == "__main__":

@@ -116,7 +116,7 @@ def _replicate(arguments: list[str]) -> int:
     parser.add_argument("--seeds", type=_integers, help="instead of the plan's own, e.g. 0,1,2")
     parser.add_argument("--jobs", type=int, help="runs at a time; default: one a core, or one on a GPU")
     parser.add_argument("--runs", default="runs", help="the folder of run directories (default: runs)")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     register_all()
     from metalearn.replicate import replicate
 
@@ -130,7 +130,7 @@ def _report(arguments: list[str]) -> int:
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
     from metalearn import report
 
-    for run in parser.parse_args(arguments).runs:
+    for run in parser.parse_intermixed_args(arguments).runs:
         report.run(run)
     return 0
 
@@ -143,7 +143,7 @@ def _compare(arguments: list[str]) -> int:
     parser.add_argument("--output", type=Path, help="folder for the table and the page")
     from metalearn import compare
 
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     compare.runs(options.runs, options.output)
     return 0
 
@@ -152,7 +152,7 @@ def _export(arguments: list[str]) -> int:
     parser = _parser("export", "Writes RUN/export/ from the run's checkpoint.")
     parser.add_argument("run", type=Path, metavar="RUN")
     parser.add_argument("--output", type=Path, help="another folder than RUN/export")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     register_all()
     from metalearn.export import export
 
@@ -166,7 +166,7 @@ def _list(arguments: list[str]) -> int:
     parser.add_argument("what", metavar="|".join(LISTS))
     parser.add_argument("--runs", default="runs", help="the folder of run directories (default: runs)")
     parser.add_argument("--data-dir", default=os.environ.get("METALEARN_DATA_DIR", "data"))
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     if options.what not in LISTS:
         raise UserError(
             f"no list is called {options.what!r}; choose one of: "

@@ -1,14 +1,10 @@
 """`metalearn replicate`: a recipe's stages, controls and seeds as one resumable command, then its report."""
 
-import ctypes
-import multiprocessing
 import os
 import shutil
 import signal
-import sys
 import time
 from collections.abc import Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +16,7 @@ from metalearn.config import required, typed
 from metalearn.launch import checked
 from metalearn.registry import UserError, closest
 from metalearn.report.plan import check
+from metalearn.workers import Pool
 
 
 @dataclass
@@ -55,6 +52,9 @@ class Plan:
     name: str = ""
 
 
+Key = tuple[str, str, int]  # plan, stage, seed
+
+
 class Job(NamedTuple):
     """One run of one stage with one seed."""
 
@@ -66,7 +66,7 @@ class Job(NamedTuple):
     needs: list[str]  # stages whose run with the same seed must have finished
 
     @property
-    def key(self) -> tuple[str, str, int]:
+    def key(self) -> Key:
         return self.plan, self.stage, self.seed
 
 
@@ -173,31 +173,25 @@ class _StopError(Exception):
     """SIGTERM reached the parent."""
 
 
-def _run_all(jobs: list[Job], workers: int) -> dict[tuple[str, str, int], Outcome]:
+def _run_all(jobs: list[Job], workers: int) -> dict[Key, Outcome]:
     def stop(*_: Any) -> None:
         raise _StopError
 
     before = signal.signal(signal.SIGTERM, stop)
-    context = multiprocessing.get_context("spawn")
-    executor = ProcessPoolExecutor(
-        min(workers, len(jobs)), mp_context=context, initializer=_worker, initargs=(os.getpid(),)
-    )
     try:
-        return _schedule(jobs, executor)
+        with Pool(min(workers, len(jobs)), _work) as pool:
+            return _schedule(jobs, pool)
     except (KeyboardInterrupt, _StopError) as error:
-        for child in multiprocessing.active_children():
-            child.terminate()
         stopped = UserError("stopped after a checkpoint of every run; the same command goes on from there")
         stopped.exit_code = 143 if isinstance(error, _StopError) else 130
         raise stopped from None
     finally:
-        executor.shutdown(cancel_futures=True)
         signal.signal(signal.SIGTERM, before)
 
 
-def _schedule(jobs: list[Job], executor: ProcessPoolExecutor) -> dict[tuple[str, str, int], Outcome]:
-    outcomes: dict[tuple[str, str, int], Outcome] = {}
-    waiting, running = list(jobs), dict[Future[Outcome], Job]()
+def _schedule(jobs: list[Job], pool: Pool) -> dict[Key, Outcome]:
+    outcomes: dict[Key, Outcome] = {}
+    waiting = list(jobs)
 
     def end(job: Job, outcome: Outcome) -> None:
         outcomes[job.key] = outcome
@@ -209,38 +203,22 @@ def _schedule(jobs: list[Job], executor: ProcessPoolExecutor) -> dict[tuple[str,
             flush=True,
         )
 
-    while waiting or running:
+    while waiting or pool.busy:
         for job in list(waiting):
             before = [outcomes.get((job.plan, need, job.seed)) for need in job.needs]
             if any(outcome and outcome.state != "finished" for outcome in before):
                 waiting.remove(job)
                 end(job, Outcome("skipped", f"needs {', '.join(job.needs)}", 0.0))
-            elif all(before):
+            elif all(before) and not pool.full:
                 waiting.remove(job)
-                running[executor.submit(_work, job.overrides)] = job
-        for future in wait(running, return_when=FIRST_COMPLETED).done:
-            end(running.pop(future), _outcome(future))
+                pool.start(job, job.overrides)
+        for job, outcome in pool.ended() if pool.busy else ():
+            end(job, outcome or Outcome("failed", "its process was killed or crashed", 0.0))
     return outcomes
 
 
-def _outcome(future: "Future[Outcome]") -> Outcome:
-    try:
-        return future.result()
-    except Exception as error:  # a worker that was killed, or a defect of ours: the others go on
-        return Outcome("failed", f"{type(error).__name__}: {error}".splitlines()[0], 0.0)
-
-
-def _worker(parent: int) -> None:
-    """Make a worker that only its parent stops, and that never outlives it."""
-    os.environ["OMP_NUM_THREADS"] = "1"
-    os.setsid()  # Ctrl-C on the terminal reaches the parent, which tells the workers once
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
-        if os.getppid() != parent:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-
 def _work(overrides: list[str]) -> Outcome:
+    """One run in a worker."""
     from metalearn.cli import register_all
     from metalearn.launch import run_one
 
@@ -257,6 +235,8 @@ def _work(overrides: list[str]) -> Outcome:
         return ended(getattr(error, "state", "failed"), str(error))
     except SystemExit:
         return ended("interrupted")
+    except Exception as error:  # a defect of ours: the other runs go on
+        return ended("failed", f"{type(error).__name__}: {error}")
 
 
 def _report(names: Sequence[str], plans: list[Plan], jobs: list[Job], runs: Path, seconds: float) -> None:

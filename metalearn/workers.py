@@ -1,0 +1,89 @@
+"""Processes that do jobs one after another; the death of one costs its job alone."""
+
+import contextlib
+import ctypes
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from multiprocessing import connection
+from typing import Any
+
+Work = Callable[[Any], Any]  # importable by name: workers are fresh processes
+
+
+class Worker:
+    """One process, one thread of computation. It ends with its parent, whatever ends that."""
+
+    def __init__(self, work: Work) -> None:
+        self.channel, theirs = multiprocessing.Pipe()
+        context = multiprocessing.get_context("spawn")  # torch does not survive a fork
+        self.process = context.Process(target=_serve, args=(theirs, work, os.getpid()))
+        self.process.start()
+        theirs.close()
+
+    def give(self, job: Any) -> None:
+        """Start a job; `take` has its result once `channel` is ready."""
+        self.channel.send(job)
+
+    def take(self) -> Any:
+        """The result of the job, or None if the process died over it."""
+        try:
+            return self.channel.recv()
+        except (EOFError, ConnectionError):
+            self.process.join()
+            return None
+
+
+class Pool:
+    """Up to `size` workers, started when there is something to do."""
+
+    def __init__(self, size: int, work: Work) -> None:
+        self.size, self.work = size, work
+        self.idle: list[Worker] = []
+        self.busy: dict[Worker, Any] = {}  # and their jobs' names
+
+    @property
+    def full(self) -> bool:
+        return len(self.busy) == self.size
+
+    def start(self, name: Any, job: Any) -> None:
+        """Give a job to an idle worker or a new one."""
+        worker = self.idle.pop() if self.idle else Worker(self.work)
+        worker.give(job)
+        self.busy[worker] = name
+
+    def ended(self) -> Iterator[tuple[Any, Any]]:
+        """Wait for jobs to end: their names and results, None for a worker that died."""
+        by_channel = {worker.channel: worker for worker in self.busy}
+        for channel in connection.wait(list(by_channel)):
+            worker = by_channel[channel]  # type: ignore[index]
+            result = worker.take()
+            name = self.busy.pop(worker)
+            if result is not None:
+                self.idle.append(worker)
+            yield name, result
+
+    def __enter__(self) -> "Pool":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Let all workers end: busy ones are asked to by SIGTERM, once, and checkpoint first."""
+        for worker in self.busy:
+            worker.process.terminate()
+        for worker in [*self.busy, *self.idle]:
+            worker.channel.close()
+            worker.process.join()
+
+
+def _serve(channel: connection.Connection, work: Work, parent: int) -> None:
+    os.environ["OMP_NUM_THREADS"] = "1"
+    os.setsid()  # Ctrl-C on the terminal reaches the parent, which tells the workers once
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+    if os.getppid() != parent:
+        return
+    with contextlib.suppress(EOFError, OSError):
+        while True:
+            channel.send(work(channel.recv()))

@@ -1,0 +1,162 @@
+"""`metalearn train`, `replicate` and `export` from end to end, at toy size."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from metalearn import cli, records
+
+TINY = ["task=two_moons", "network=mlp", "train.steps=6", "machine=cpu", "log.progress=false"]
+
+
+@pytest.fixture
+def metalearn(monkeypatch, capsys, tmp_path):
+    """Run `metalearn ARGUMENTS` in this process, in an empty folder; exit code, stdout, stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["metalearn", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        out, err = capsys.readouterr()
+        return ended.value.code or 0, out, err
+
+    return run
+
+
+def test_a_run_says_its_numbers_and_leaves_a_report(metalearn, tmp_path):
+    code, out, _ = metalearn("train", *TINY, "run_dir=run")
+
+    assert code == 0
+    last = records.read(tmp_path / "run").last("test/error")
+    assert f"test/error   {last:.5g}" in out
+    assert "finished: run/report.html" in out
+    assert (tmp_path / "run/report.html").stat().st_size > 10_000
+    assert list((tmp_path / "run/wandb").glob("offline-run-*"))
+
+
+def test_a_stored_configuration_runs_anew_to_the_same_bytes(metalearn, tmp_path):
+    metalearn("train", *TINY, "run_dir=old", "log=none", "method.learning_rate=0.03")
+    code, _, _ = metalearn("train", "--config-dir", "old", "run_dir=new")
+
+    assert code == 0
+    assert (tmp_path / "new/metrics.jsonl").read_bytes() == (tmp_path / "old/metrics.jsonl").read_bytes()
+    code, _, err = metalearn("train", "--config-dir", "old", "log=wandb")
+    assert code == 2
+    assert "log: cannot be chosen anew" in err
+    assert "log.name" in err
+
+
+def test_a_changed_configuration_does_not_enter_an_old_run(metalearn):
+    metalearn("train", *TINY, "run_dir=run", "log=none")
+    code, _, err = metalearn("train", *TINY, "run_dir=run", "log=none", "seed=1")
+    assert code == 2
+    assert "seed: 0 there, 1 now" in err
+
+
+def test_a_failed_job_does_not_end_a_sweep(metalearn, tmp_path):
+    code, out, err = metalearn("train", "-m", *TINY, "log=none", "method.learning_rate=0.1,-1,0.2")
+
+    assert code == 2
+    assert out.count("finished: ") == 2
+    assert "1 jobs of the sweep failed" in err
+    assert "method.learning_rate=-1: method.learning_rate: got -1.0, must be above 0" in err
+    assert len(list(tmp_path.glob("runs/supervised_two_moons/*"))) == 2
+
+
+def test_export_gives_the_network_without_this_package(metalearn, tmp_path):
+    metalearn("train", *TINY, "run_dir=run", "log=none")
+    code, out, _ = metalearn("export", "run")
+
+    assert code == 0
+    assert out.split() == [
+        f"run/export/{name}" for name in ("network.pt2", "summary.json", "weights.safetensors")
+    ]
+    program = torch.export.load(tmp_path / "run/export/network.pt2").module()
+    weights = load_file(tmp_path / "run/export/weights.safetensors")
+    again = dict(program.named_parameters())
+    assert len(weights) == len(again)
+    assert {float(value.detach().sum()) for value in weights.values()} == {
+        float(value.detach().sum()) for value in again.values()
+    }
+    assert program(torch.randn(7, 2)).shape == (7, 2)
+
+
+DARTS = ["quickstart/darts_digits", "network.cells=3", "network.channels=2", "task.batch=8", "log=none"]
+
+
+def _replicate(folder, *arguments, **options):
+    command = [sys.executable, "-m", "metalearn", "replicate", *DARTS, *arguments]
+    return subprocess.Popen(
+        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options
+    )
+
+
+@pytest.mark.slow
+def test_replicate_is_stopped_and_goes_on(tmp_path):
+    first = _replicate(tmp_path, "--seeds", "0", "train.steps=12")
+    metrics = tmp_path / "runs/quickstart/darts_digits/search_seed0/metrics.jsonl"
+    while not (metrics.exists() and metrics.read_text().count("\n") >= 2) and first.poll() is None:
+        time.sleep(0.02)
+    first.send_signal(signal.SIGTERM)
+    out, _ = first.communicate(timeout=120)
+    assert first.returncode == 143, out
+    assert "the same command goes on from there" in out
+
+    second = _replicate(tmp_path, "--seeds", "0", "train.steps=12")
+    out, _ = second.communicate(timeout=300)
+    assert second.returncode == 0, out
+    assert out.count("finished in") == 3
+    assert "no claim" in out  # one seed
+    states = [json.loads(path.read_text())["state"] for path in tmp_path.glob("runs/*/*/*/status.json")]
+    assert states == ["finished"] * 3
+    assert (tmp_path / "runs/quickstart/darts_digits/report.html").exists()
+
+
+@pytest.mark.slow
+def test_replicate_shows_what_failed_and_runs_the_rest(tmp_path):
+    # a search cannot step so far that the loss overflows; the random cells do not need it
+    ran = _replicate(tmp_path, "--seeds", "0", "train.steps=3", "method.learning_rate=1e30")
+    out, _ = ran.communicate(timeout=300)
+    assert ran.returncode == 1, out
+    assert "diverged" in out
+    assert "did not finish; the same command tries them again" in out
+
+
+@pytest.mark.slow
+def test_a_killed_worker_costs_one_run(tmp_path):
+    parent = _replicate(tmp_path, "--seeds", "0", "--jobs", "1", "train.steps=30")
+    metrics = tmp_path / "runs/quickstart/darts_digits/search_seed0/metrics.jsonl"
+    while not metrics.exists() and parent.poll() is None:
+        time.sleep(0.05)
+    os.kill(json.loads((metrics.parent / "lock").read_text())["pid"], signal.SIGKILL)
+    out, _ = parent.communicate(timeout=300)
+    assert parent.returncode == 1, out
+    assert "search · seed 0 · failed" in out
+    assert "retrain · seed 0 · skipped" in out
+    assert "random · seed 0 · finished" in out
+
+
+@pytest.mark.slow
+def test_workers_end_with_their_parent(tmp_path):
+    parent = _replicate(tmp_path, "--seeds", "0", "--jobs", "1")
+    metrics = tmp_path / "runs/quickstart/darts_digits/search_seed0/metrics.jsonl"
+    while not metrics.exists() and parent.poll() is None:
+        time.sleep(0.05)
+    holder = json.loads((metrics.parent / "lock").read_text())["pid"]
+    os.kill(parent.pid, signal.SIGKILL)
+    parent.wait(30)
+    for _ in range(600):
+        try:
+            os.kill(holder, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.1)
+    pytest.fail("a worker went on for a minute without its parent")
