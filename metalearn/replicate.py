@@ -89,8 +89,12 @@ def replicate(
     everything = [job for plan in plans for job in _jobs(plan, overrides, runs)]
     for job in everything:
         checked(job.overrides)  # a mistake in any of them ends here, before anything has run
-    started = time.monotonic()
-    outcomes = _run_all(everything, jobs or _default_jobs())
+    started, workers = time.monotonic(), jobs or _default_jobs()
+    print(
+        f"{len(everything)} runs, {workers} at a time, in {', '.join(str(runs / name) for name in names)}",
+        flush=True,
+    )
+    outcomes = _run_all(everything, workers)
     _report(names, plans, everything, runs, time.monotonic() - started)
     bad = [key for key, outcome in outcomes.items() if outcome.state != "finished"]
     if bad:

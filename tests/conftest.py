@@ -1,9 +1,13 @@
 """Fixtures that all tests share."""
 
 import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from metalearn import cli
 
 
 def _data_dir() -> Path | None:
@@ -19,3 +23,20 @@ def data_dir() -> Path:
     if path is None:
         pytest.skip("no data here: set METALEARN_DATA_DIR to a folder with mnist/, cifar10/, ptb/, ...")
     return path
+
+
+@pytest.fixture
+def metalearn(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Callable[..., tuple[int, str, str]]:
+    """Run `metalearn ARGUMENTS` in this process, in an empty folder; exit code, stdout, stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["metalearn", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        out, err = capsys.readouterr()
+        return int(ended.value.code or 0), out, err
+
+    return run

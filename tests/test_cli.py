@@ -9,21 +9,6 @@ import pytest
 from metalearn import cli
 
 
-@pytest.fixture
-def metalearn(monkeypatch, capsys, tmp_path):
-    """Run `metalearn ARGUMENTS` in this process, in an empty folder; exit code, stdout, stderr."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["metalearn", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        out, err = capsys.readouterr()
-        return ended.value.code or 0, out, err
-
-    return run
-
-
 def test_help_names_every_command(metalearn):
     code, out, _ = metalearn("--help")
     assert code == 0

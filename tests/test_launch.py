@@ -11,24 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from metalearn import cli, records
+from metalearn import records
 
 TINY = ["task=two_moons", "network=mlp", "train.steps=6", "machine=cpu", "log.progress=false"]
-
-
-@pytest.fixture
-def metalearn(monkeypatch, capsys, tmp_path):
-    """Run `metalearn ARGUMENTS` in this process, in an empty folder; exit code, stdout, stderr."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["metalearn", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        out, err = capsys.readouterr()
-        return ended.value.code or 0, out, err
-
-    return run
 
 
 def test_a_run_says_its_numbers_and_leaves_a_report(metalearn, tmp_path):
