@@ -64,3 +64,8 @@ def _allow_tf32(allow: bool) -> None:
         warnings.filterwarnings("ignore", message=".*TF32.*")
         torch.backends.cuda.matmul.allow_tf32 = allow
         torch.backends.cudnn.allow_tf32 = allow
+
+
+def full(tensor: Tensor) -> Tensor:
+    """Autocast's bf16 as float32: losses are summed in full precision."""
+    return tensor.float() if tensor.dtype == torch.bfloat16 else tensor

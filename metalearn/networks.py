@@ -6,6 +6,7 @@ import math
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from metalearn.network import Network, Output
 from metalearn.options import ConvnetOptions, MlpOptions, PointOptions
@@ -55,14 +56,14 @@ class Convnet(Network):
         layers: list[nn.Module] = []
         for inputs, outputs in itertools.pairwise([channels, *options.channels]):
             layers.append(nn.Conv2d(inputs, outputs, options.kernel, padding=options.kernel // 2))
-            layers += _normalised(nn.BatchNorm2d, outputs, options.batch_norm)
+            layers += _normalised(outputs, options.batch_norm)
             layers.append(nn.MaxPool2d(2))
         pixels = (height // smallest) * (width // smallest)
         sizes = [[channels, *options.channels][-1] * pixels, *options.hidden]
         layers.append(nn.Flatten())
         for inputs, outputs in itertools.pairwise(sizes):
             layers.append(nn.Linear(inputs, outputs))
-            layers += _normalised(nn.BatchNorm1d, outputs, options.batch_norm)
+            layers += _normalised(outputs, options.batch_norm)
         self.layers = nn.Sequential(*layers, nn.Linear(sizes[-1], spec.outputs))
         _draw(self, options.deviation)
 
@@ -97,9 +98,21 @@ def _image_shape(spec: TaskSpec) -> tuple[int, int, int]:
     return channels, height, width
 
 
-def _normalised(norm: type[nn.Module], size: int, batch_norm: bool) -> list[nn.Module]:
+class BatchShift(nn.Module):
+    """Batch normalisation by the batch at hand, with a shift and no scale, as in the authors' problems.py."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.shift = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Float[Tensor, "batch channel ..."]) -> Tensor:
+        """Zero mean and unit variance over batch and pixels, then the shift."""
+        return F.batch_norm(x, None, None, training=True) + self.shift.view(-1, *[1] * (x.dim() - 2))
+
+
+def _normalised(size: int, batch_norm: bool) -> list[nn.Module]:
     """[normalisation,] ReLU."""
-    return [norm(size, track_running_stats=False), nn.ReLU()] if batch_norm else [nn.ReLU()]
+    return [BatchShift(size), nn.ReLU()] if batch_norm else [nn.ReLU()]
 
 
 def _draw(network: nn.Module, deviation: float | None) -> None:

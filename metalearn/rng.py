@@ -30,6 +30,7 @@ def seeded(*key: Key) -> Iterator[None]:
     It makes dropout a pure function of its key: two passes over one batch, both inside
     `seeded(*batch.key)`, draw the same masks (common random numbers).
     """
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed_of(*key))
         yield

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_model
 from torch import Tensor, nn
 
+from metalearn.machine import full
 from metalearn.method import Context, Method
 from metalearn.options import SupervisedOptions
 from metalearn.registry import UserError
@@ -33,6 +34,8 @@ class Supervised(Method):
         self.options, self.task, self.machine = options, context.task, context.machine
         self.steps = context.steps
         self.network = context.network()
+        if context.machine.options.compile:
+            _check_compiled(self.network)
         self.forward = context.machine.compile(self.network)
         self.optimizer = _optimizer(options, self.network)
         self.hidden: Tree = {}
@@ -46,10 +49,10 @@ class Supervised(Method):
         self.optimizer.zero_grad(set_to_none=True)
         with seeded(*batch.key), self.machine.autocast():
             output = self.forward(batch.x, self.hidden or None)
-        logits = _full(output.logits)
+        logits = full(output.logits)
         loss = self.task.loss(logits, batch)
         if output.auxiliary is not None:
-            loss = loss + self.options.auxiliary_weight * self.task.loss(_full(output.auxiliary), batch)
+            loss = loss + self.options.auxiliary_weight * self.task.loss(full(output.auxiliary), batch)
         loss.backward()
         if self.options.clip is not None:
             nn.utils.clip_grad_norm_(self.network.parameters(), self.options.clip)
@@ -81,7 +84,7 @@ class Supervised(Method):
     def _score(self, batch: Batch, state: Tree) -> tuple[Metrics, Tree]:
         with self.machine.autocast():
             output = self.forward(batch.x, state or None)
-        return self.task.metrics(_full(output.logits), batch), output.state
+        return self.task.metrics(full(output.logits), batch), output.state
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -98,9 +101,11 @@ class Supervised(Method):
     def artifacts(self, folder: Path) -> None:
         """`weights.safetensors` (shared tensors once) and `summary.json`."""
         save_model(self.network, str(folder / "weights.safetensors"))
+        named = list(self.network.named_parameters())
         summary = {
             "network": type(self.network).__name__,
-            "parameters": count(self.network.parameters()),
+            "parameters": count(leaf for name, leaf in named if "auxiliary" not in name),  # as papers count
+            "auxiliary_parameters": count(leaf for name, leaf in named if "auxiliary" in name),
             "task": dataclasses.asdict(self.task.spec),
         }
         (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
@@ -117,11 +122,6 @@ def _sweep(score: Callable[[Batch, Tree], tuple[Metrics, Tree]], batches: Any, k
         for key, value in metrics.items():
             sums[key] = sums.get(key, 0.0) + weight * value.double()
     return {key: (value / total).float() for key, value in sums.items()}
-
-
-def _full(logits: Tensor) -> Tensor:
-    """Autocast's bf16 in float32: losses are summed in full precision."""
-    return logits.float() if logits.dtype == torch.bfloat16 else logits
 
 
 def _named(split: str, metrics: Metrics) -> Metrics:
@@ -141,3 +141,13 @@ def _optimizer(options: SupervisedOptions, network: nn.Module) -> torch.optim.Op
         raise UserError(f"method.betas: got {options.betas}, must be two numbers, e.g. [0.9,0.999]")
     kind = torch.optim.Adam if options.optimizer == "adam" else torch.optim.AdamW
     return kind(network.parameters(), betas=(options.betas[0], options.betas[1]), **common)
+
+
+def _check_compiled(network: nn.Module) -> None:
+    """Refuse drop path under torch.compile: its probability moves at every step, and so would the program."""
+    drop = getattr(network, "drop_path", 0.0)
+    if drop:
+        raise UserError(
+            f"machine.compile: got true with network.drop_path={drop}, which would be compiled anew at every "
+            "step; set machine.compile=false or network.drop_path=0"
+        )

@@ -17,7 +17,7 @@ from metalearn.config import MachineOptions
 from metalearn.machine import Machine
 from metalearn.method import Context
 from metalearn.network import Network, Output
-from metalearn.networks import Convnet, Mlp, Point
+from metalearn.networks import BatchShift, Convnet, Mlp, Point
 from metalearn.options import ConvnetOptions, MlpOptions, PointOptions, SupervisedOptions
 from metalearn.registry import UserError
 from metalearn.rng import generator, seeded
@@ -115,8 +115,8 @@ def make_options(**changes):
     return SupervisedOptions(**(options | changes))
 
 
-def make_method(task, build, steps=60, precision="fp32", **changes):
-    machine = Machine(MachineOptions("cpu", "cpu", precision, False, False, 0))
+def make_method(task, build, steps=60, precision="fp32", compile=False, **changes):
+    machine = Machine(MachineOptions("cpu", "cpu", precision, compile, False, 0))
 
     def network():
         with seeded(0, "network"):
@@ -270,9 +270,38 @@ def test_parameter_counts():
     mnist = make_spec("classification", (1, 28, 28), 10)
     cifar = make_spec("classification", (3, 32, 32), 10)
     assert count(Mlp(MlpOptions("mlp", [20], "sigmoid", None), mnist).parameters()) == 15910
-    convolutions = (3 * 25 * 16 + 16) + 2 * (16 * 25 * 16 + 16) + 3 * 2 * 16
-    expected = convolutions + (256 * 32 + 32 + 2 * 32) + (32 * 10 + 10)
-    assert count(Convnet(ConvnetOptions(**CONVNET, deviation=0.01), cifar).parameters()) == expected
+    network = Convnet(ConvnetOptions(**CONVNET, deviation=0.01), cifar)
+    weights = [module.weight for module in network.modules() if isinstance(module, torch.nn.Conv2d)]
+    assert count(weights) == 14_000  # papers/l2l.md, section 4.3: the "conv" and the "fc" net's coordinates
+    assert count(network.parameters()) - count(weights) == 8_682
+
+
+def test_batch_shift_is_batch_normalisation_without_a_scale():
+    x = torch.randn(6, 3, 4, 4, dtype=torch.float64, generator=generator("x"))
+    ours, theirs = BatchShift(3).double(), torch.nn.BatchNorm2d(3).double()
+    shift = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
+    ours.shift.data, theirs.bias.data = shift, shift
+    torch.testing.assert_close(ours(x), theirs(x))
+    assert torch.autograd.gradgradcheck(ours, (x[:, :, :2, :2].clone().requires_grad_(),))
+
+
+def test_the_auxiliary_head_is_counted_apart(tmp_path):
+    method = make_method(Moons(), make_mlp)
+    before = count(method.network.parameters())
+    method.network.auxiliary = torch.nn.Linear(4, 5)
+    method.artifacts(tmp_path)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert (summary["parameters"], summary["auxiliary_parameters"]) == (before, 25)
+
+
+def test_drop_path_is_not_compiled():
+    def network(spec):
+        built = make_mlp(spec)
+        built.drop_path = 0.2
+        return built
+
+    with pytest.raises(UserError, match=r"network\.drop_path=0\.2, which would be compiled anew"):
+        make_method(Moons(), network, compile=True)
 
 
 def test_convnet_is_a_function_of_its_batch_alone():

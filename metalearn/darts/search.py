@@ -15,7 +15,7 @@ from metalearn.darts.result import write_result
 from metalearn.darts.space import SearchSpace, running_statistics_kept
 from metalearn.hypergradient.base import HyperGradient, Segment
 from metalearn.inner_optimizers import sgd, sgd_slots
-from metalearn.machine import Machine
+from metalearn.machine import Machine, full
 from metalearn.method import Context, Method
 from metalearn.problem import Inner, Problem
 from metalearn.registry import UserError
@@ -59,7 +59,7 @@ class ArchitectureProblem(Problem):
     def score(self, meta: Tree, params: Tree, batch: Batch) -> Tensor:
         """Logits of a batch under weights and alpha, in the mode the network is in."""
         with seeded(*batch.key), self.machine.autocast():
-            return functional_call(self.network, params, (batch.x,), {"alpha": meta}).logits
+            return full(functional_call(self.network, params, (batch.x,), {"alpha": meta}).logits)
 
 
 class Darts(Method):

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from metalearn.hypergradient.base import Segment
+from metalearn.hypergradient.first_order import FirstOrder
 from metalearn.learned_optimizers.config import LearnedOptimizerOptions
 from metalearn.learned_optimizers.lstm import LstmRule
 from metalearn.learned_optimizers.optimizees import Optimizee
@@ -66,6 +67,11 @@ class LearnedOptimizer(Method):
             )
         if context.hypergradient is None:
             raise UserError("learned_optimizer: got hypergradient none; choose hypergradient=unrolled")
+        if isinstance(context.hypergradient, FirstOrder):
+            raise UserError(
+                "learned_optimizer: got hypergradient first_order, which takes no inner step, so that the "
+                "rule would have no gradient; choose hypergradient=unrolled"
+            )
         self.options, self.seed, self.machine = options, context.seed, context.machine
         self.estimator = context.hypergradient
         self.optimizee = Optimizee(options, context)

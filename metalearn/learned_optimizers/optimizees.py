@@ -11,6 +11,7 @@ from torch.func import functional_call, grad_and_value, vmap
 from metalearn.hypergradient.guard import check_module
 from metalearn.learned_optimizers.config import OptimizeeOptions
 from metalearn.method import Context
+from metalearn.registry import UserError
 from metalearn.rng import generator
 from metalearn.task import Batch, Split
 from metalearn.tree import Tree
@@ -41,6 +42,21 @@ class Optimizee:
         self.sizes = [math.prod(shape) for shape in self.shapes.values()]
         self.coordinates = sum(self.sizes)
         self._kept: dict[tuple[Split, int], list[Pair]] = {}
+        self._probe()
+
+    def _probe(self) -> None:
+        """Refuse a network that is no pure function of parameters and batch, before anything has trained."""
+        batches = [self.task.batch("train", index) for index in range(2)]
+        pair = torch.stack([batch.x for batch in batches]), torch.stack([batch.y for batch in batches])
+        theta = torch.stack([self.start(self.stream("train", problem)) for problem in range(2)])
+        try:
+            self.losses_and_gradients(theta, pair)
+        except RuntimeError as error:
+            raise UserError(
+                f"network {type(self.network).__name__}: cannot be optimized in batches of problems, since it "
+                "has dropout, running statistics or an operation without a batched form; choose mlp or "
+                f"convnet ({str(error).splitlines()[0]})"
+            ) from error
 
     def stream(self, split: Split, problem: int) -> torch.Generator:
         """The randomness of a problem's start."""

@@ -36,10 +36,15 @@ def rollout(
 
 
 def summary(split: Split, curve: Float[Tensor, "points problems"]) -> Metrics:
-    """The mean last loss, and the mean log10 loss of whole runs."""
+    """The mean last loss, the mean log10 loss of whole runs, and the share of runs that left the finite.
+
+    A loss that is not finite counts as that run's first one, so that divergence ends no training.
+    """
+    shown = torch.where(curve.isfinite(), curve, curve[:1])
     return {
-        f"{split}/final_loss": curve[-1].mean(),
-        f"{split}/mean_log_loss": curve.log10().mean(),
+        f"{split}/final_loss": shown[-1].mean(),
+        f"{split}/mean_log_loss": shown.clamp_min(torch.finfo(shown.dtype).tiny).log10().mean(),
+        f"{split}/diverged": (~curve.isfinite().all(0)).to(curve.dtype).mean(),
     }
 
 

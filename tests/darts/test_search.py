@@ -9,6 +9,7 @@ import torch
 
 import tasks  # noqa: F401
 from metalearn.compose import compose
+from metalearn.config import MachineOptions
 from metalearn.darts.genotype import load
 from metalearn.darts.search import ArchitectureProblem, Darts, entropy
 from metalearn.hypergradient.base import Segment
@@ -16,6 +17,7 @@ from metalearn.hypergradient.config import FiniteDifferenceOptions, FirstOrderOp
 from metalearn.hypergradient.finite_difference import FiniteDifference
 from metalearn.hypergradient.first_order import FirstOrder
 from metalearn.hypergradient.unroll import Unrolled
+from metalearn.machine import Machine
 from metalearn.method import Context
 from metalearn.problem import Inner, inner_step
 from metalearn.registry import UserError
@@ -69,6 +71,14 @@ def bilevel(images, tiny_supernet, machine, options):
     )
     segment = Segment([task.batch("search_train", 0)], {1: task.batch("search_valid", 0)})
     return problem, meta, Inner(inner.params, noise), segment
+
+
+def test_losses_are_full_precision_under_bf16(images, tiny_supernet, options):
+    machine = Machine(MachineOptions("cpu", "cpu", "bf16", False, False, 0))
+    context = Context(images(torch.float32), lambda: tiny_supernet(torch.float32), FIRST, machine, 0, 100)
+    search = Darts(options, context)
+    metrics = search.step(0) | search.evaluate("valid")
+    assert {value.dtype for name, value in metrics.items() if "loss" in name} == {torch.float32}
 
 
 def central_difference(function, meta: Tree, direction: Tree, size: float = 1e-5) -> float:

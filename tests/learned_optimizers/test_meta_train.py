@@ -7,7 +7,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from metalearn.hypergradient.config import FirstOrderOptions
+from metalearn.hypergradient.first_order import FirstOrder
 from metalearn.learned_optimizers.meta_train import SERIES, LearnedOptimizer
+from metalearn.learned_optimizers.rollout import summary
 from metalearn.registry import UserError
 
 
@@ -130,3 +133,17 @@ def test_mistakes_are_explained(kit):
         LearnedOptimizer(kit.learned(unroll=4), kit.context(kit.Blobs()))
     with pytest.raises(UserError, match="hypergradient=unrolled"):
         LearnedOptimizer(kit.learned(), kit.context(kit.Blobs())._replace(hypergradient=None))
+
+
+def test_an_estimator_without_inner_steps_is_refused(kit):
+    context = kit.context(kit.Blobs())._replace(hypergradient=FirstOrder(FirstOrderOptions("first_order")))
+    with pytest.raises(UserError, match="first_order, which takes no inner step"):
+        LearnedOptimizer(kit.learned(), context)
+
+
+def test_divergence_counts_as_no_progress_and_is_told():
+    curve = torch.tensor([[2.0, 4.0], [1.0, torch.inf], [0.5, torch.nan]])
+    told = summary("test", curve)
+    assert told["test/final_loss"] == (0.5 + 4.0) / 2
+    assert told["test/diverged"] == 0.5
+    assert told["test/mean_log_loss"].isfinite()

@@ -6,16 +6,35 @@ import torch
 from metalearn.learned_optimizers.optimizees import Optimizee
 from metalearn.networks import Mlp
 from metalearn.options import MlpOptions
+from metalearn.registry import UserError
+from metalearn.tree import count
 
 COUNTS = [([20], 15_910), ([40], 31_810), ([20, 20], 16_330)]  # papers/l2l.md, section 4.2
 
 
 @pytest.mark.parametrize(("hidden", "expected"), COUNTS)
 def test_counts_of_the_paper(kit, hidden, expected):
-    task = kit.Blobs()
-    task.spec = kit.spec("mnist", "classification", (1, 28, 28), 10)
-    context = kit.context(task)._replace(network=lambda: _mlp(hidden, task.spec))
-    assert Optimizee(kit.learned(), context).coordinates == expected
+    assert count(_mlp(hidden, kit.spec("mnist", "classification", (1, 28, 28), 10)).parameters()) == expected
+
+
+def test_coordinates_are_all_parameters(kit):
+    context = kit.context(kit.Blobs())
+    assert Optimizee(kit.learned(), context).coordinates == count(context.network().parameters())
+
+
+@pytest.mark.parametrize(
+    "module", [torch.nn.Dropout(0.5), torch.nn.BatchNorm1d(10)], ids=["dropout", "statistics"]
+)
+def test_a_network_that_is_no_pure_function_is_refused_at_once(kit, module):
+    context = kit.context(kit.Blobs())
+
+    def network():
+        built = context.network()
+        built.layers.append(module)
+        return built
+
+    with pytest.raises(UserError, match="cannot be optimized in batches of problems"):
+        Optimizee(kit.learned(), context._replace(network=network))
 
 
 def _mlp(hidden, spec):
