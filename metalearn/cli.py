@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 failed, 2 a mistake in the command or its configuration, 3
 
 import argparse
 import importlib
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -34,6 +35,9 @@ LISTS = ("tasks", "networks", "methods", "hypergradients", "recipes", "runs")
 
 def main() -> None:
     """The console script."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a locale without our signs costs the sign, not the run
     arguments = sys.argv[1:]
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]

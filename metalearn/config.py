@@ -4,7 +4,7 @@ import dataclasses
 import math
 from dataclasses import dataclass, field
 from types import UnionType
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -59,7 +59,9 @@ class MachineOptions:
     precision: str = choice("fp32", "tf32", "bf16")
     compile: bool = required()
     deterministic: bool = required()
-    threads: int = number(at_least=0)  # 0: torch's own choice; the count changes the last bits of sums
+    threads: int = number(
+        at_least=0, at_most=1024
+    )  # 0: torch's own choice; the count changes the last bits of sums
 
 
 @dataclass
@@ -105,15 +107,21 @@ class Config:
     paper: PaperOptions | None = required()
 
 
+NOT_OF_A_RUN = ("replicate", "defaults", "hydra")  # what a recipe or a stored configuration also holds
+
+
 def resolve(composed: DictConfig) -> Config:
     """The checked configuration as plain dataclasses.
 
     Raises UserError with the key, its value and what is allowed.
     """
-    plain = OmegaConf.to_container(composed, resolve=True)
+    try:
+        plain = OmegaConf.to_container(composed, resolve=True)
+    except OmegaConfBaseException as error:
+        raise UserError(f"{error.full_key or 'the configuration'}: {str(error).splitlines()[0]}") from None
     assert isinstance(plain, dict)
-    values = {key: plain.get(key) for key in (f.name for f in dataclasses.fields(Config))}
-    groups = {group: values.pop(group) for group in registry.GROUPS}
+    values = {str(key): value for key, value in plain.items() if key not in NOT_OF_A_RUN}
+    groups = {group: values.pop(group, None) for group in registry.GROUPS}
     config = typed(Config, {**values, **dict.fromkeys(groups)}, "")
     for group, options in groups.items():
         setattr(config, group, _group(group, options))
@@ -139,8 +147,44 @@ def typed(schema: type, values: dict[str, Any], prefix: str) -> Any:
     try:
         return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values))
     except OmegaConfBaseException as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{prefix}{error.full_key or ''}: {reason}") from None
+        raise _mistyped(schema, values, prefix, error) from None
+
+
+def _mistyped(schema: type, values: dict[str, Any], prefix: str, error: OmegaConfBaseException) -> UserError:
+    """What came and what type is wanted, for OmegaConf's error on one key."""
+    value: Any = values
+    kind: Any = schema
+    path = str(error.full_key or "").partition("[")[0]
+    for key in path.split("."):
+        value = value.get(key) if isinstance(value, dict) else None
+        kind = next((f.type for f in dataclasses.fields(kind) if f.name == key), None)
+        kind = kind if dataclasses.is_dataclass(kind) else _Leaf(kind)
+        if isinstance(kind, _Leaf):
+            break
+    if not isinstance(kind, _Leaf) or kind.type is None:
+        return UserError(f"{prefix}{error.full_key or ''}: {str(error).splitlines()[0]}")
+    if value is None:
+        return UserError(f"{prefix}{path}: has no value; it takes {_words(kind.type)}")
+    return UserError(f"{prefix}{path}: got {value!r}, must be {_words(kind.type)}")
+
+
+class _Leaf:
+    """The type of a field that holds no further fields."""
+
+    def __init__(self, kind: Any) -> None:
+        self.type = kind
+
+
+def _words(kind: Any) -> str:
+    """A type as a user would say it."""
+    if isinstance(kind, UnionType):
+        return " or ".join(_words(part) for part in get_args(kind))
+    if get_origin(kind) is list:
+        return f"a list, e.g. '[a,b]', of which each is {_words(get_args(kind)[0])}"
+    if dataclasses.is_dataclass(kind):
+        return "a group with " + ", ".join(f.name for f in dataclasses.fields(kind))
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
+    return names.get(kind, str(kind))
 
 
 def _refuse_unknown(schema: type, values: dict[str, Any], prefix: str) -> None:
@@ -181,7 +225,10 @@ def _check_range(key: str, value: Any, limits: dict[str, Any]) -> None:
         "at_most": "at most",
         "choice": "one of",
     }
-    if not all(holds[name](limit) for name, limit in limits.items()):
+    if isinstance(value, list):
+        for part in value:
+            _check_range(key, part, limits)
+    elif not all(holds[name](limit) for name, limit in limits.items()):
         allowed = " and ".join(
             f"{words[name]} {', '.join(limit) if name == 'choice' else limit}"
             for name, limit in limits.items()

@@ -45,6 +45,7 @@ def launch(arguments: list[str]) -> int:
 
     def job(composed: DictConfig) -> None:
         try:
+            _refuse_plan(composed)
             _tell(run_one(resolve(composed), ["metalearn", "train", *arguments], _describe))
         except Exception as error:  # kept from Hydra, whose printer would add a line of its own
             failures.append((" ".join(_job_overrides()), error))
@@ -57,10 +58,19 @@ def launch(arguments: list[str]) -> int:
         raise failures[0][1]
     if failures:
         lines = [f"{overrides}: {error}" for overrides, error in failures]
-        raise UserError("\n  ".join([f"{len(failures)} jobs of the sweep failed:", *lines])) from failures[0][
-            1
-        ]
+        failed = UserError("\n  ".join([f"{len(failures)} jobs of the sweep failed:", *lines]))
+        failed.exit_code = 1
+        raise failed from failures[0][1]
     return 0
+
+
+def _refuse_plan(composed: DictConfig) -> None:
+    if composed.get("replicate") is not None:
+        stages = composed.replicate.get("stages", {}).values()
+        raise UserError(
+            "recipe: it is a plan of several runs; use metalearn replicate NAME"
+            + "".join(f", or train recipe={name}" for name in dict.fromkeys(stage.recipe for stage in stages))
+        )
 
 
 def _describe(run: Path) -> None:

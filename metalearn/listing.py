@@ -56,7 +56,8 @@ def _runs(runs: Path) -> list[tuple[str, ...]]:
     for path in sorted(runs.rglob("status.json")):
         try:
             status = json.loads(path.read_text())
-        except (OSError, ValueError):
-            status = {"state": "unreadable status.json", "step": ""}
-        rows.append((str(path.parent), str(status.get("state")), str(status.get("step"))))
+            row = str(status["state"]), str(status["step"])
+        except (OSError, ValueError, KeyError, TypeError):
+            row = "unreadable status.json", ""
+        rows.append((str(path.parent), *row))
     return rows

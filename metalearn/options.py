@@ -31,7 +31,7 @@ class MlpOptions:
     """A perceptron."""
 
     name: str = required()
-    hidden: list[int] = required()  # units of each hidden layer
+    hidden: list[int] = number(at_least=1)  # units of each hidden layer
     activation: str = choice("sigmoid", "tanh", "relu")
     deviation: float | None = number(above=0)  # of initial weights and biases; null: torch's own start
 
@@ -42,9 +42,9 @@ class ConvnetOptions:
     """Convolutions with max pooling, then fully connected layers."""
 
     name: str = required()
-    channels: list[int] = required()  # of each convolution; every one is followed by 2x2 max pooling
+    channels: list[int] = number(at_least=1)  # of each convolution; every one is followed by 2x2 max pooling
     kernel: int = number(at_least=1)  # odd: "same" padding
-    hidden: list[int] = required()  # units of each fully connected layer before the last
+    hidden: list[int] = number(at_least=1)  # units of each fully connected layer before the last
     batch_norm: bool = required()  # by batch statistics in training and evaluation alike
     deviation: float | None = number(above=0)
 

@@ -103,7 +103,9 @@ def read(path: Path) -> Run:
         step=status.get("step", 0),
         message=status.get("message", ""),
         rows=_rows(path / "metrics.jsonl"),
-        seconds=next((row["seconds"] for row in reversed(_rows(path / "timing.jsonl"))), None),
+        seconds=next(
+            (row["seconds"] for row in reversed(_rows(path / "timing.jsonl")) if "seconds" in row), None
+        ),
         parameters=_json(path / "artifacts" / "summary.json").get("parameters"),
     )
 
@@ -154,9 +156,12 @@ def _json(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        return json.loads(path.read_text("utf-8"))
+        value = json.loads(path.read_text("utf-8"))
     except ValueError as error:
         raise UserError(f"{path}: is broken: {error}; delete the run and start it anew") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: is broken: no JSON object; delete the run and start it anew")
+    return value
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
@@ -167,9 +172,9 @@ def _rows(path: Path) -> list[dict[str, Any]]:
             row = json.loads(line)
         except ValueError:
             break
-        if not line.endswith(b"\n") or not isinstance(row, dict):
+        if not line.endswith(b"\n") or not isinstance(row, dict) or "step" not in row:
             break
-        rows.append(row)
+        rows.append({name: value for name, value in row.items() if isinstance(value, int | float)})
     return rows
 
 

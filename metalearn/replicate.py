@@ -83,6 +83,10 @@ def replicate(
 ) -> int:
     """Run every plan to its end and print its table; 0 if all runs finished, else 1."""
     _refuse(overrides)
+    if seeds and len(set(seeds)) < len(seeds):
+        raise UserError(f"--seeds: got {','.join(map(str, seeds))}, must be different numbers")
+    if jobs is not None and jobs < 1:
+        raise UserError(f"--jobs: got {jobs}, must be at least 1")
     plans = [plan for name in names for plan in load(name, seeds)]
     if not plans:
         raise UserError("replicate: name a recipe, e.g. quickstart; metalearn list recipes shows all")

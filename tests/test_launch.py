@@ -46,10 +46,35 @@ def test_a_changed_configuration_does_not_enter_an_old_run(metalearn):
     assert "seed: 0 there, 1 now" in err
 
 
+def test_a_mistake_found_late_does_not_hold_the_directory(metalearn):
+    code, _, err = metalearn("train", *TINY, "run_dir=run", "log=none", "task.batch=100000")
+    assert code == 2, err
+    code, _, err = metalearn("train", *TINY, "run_dir=run", "log=none")
+    assert code == 0, err
+
+
+def test_damaged_files_are_named(metalearn, tmp_path):
+    metalearn("train", *TINY, "run_dir=run", "log=none")
+    for name in ("status.json", "provenance.json"):
+        kept = (tmp_path / "run" / name).read_text()
+        for damage in ("", "[]", kept[: len(kept) // 2]):
+            (tmp_path / "run" / name).write_text(damage)
+            for command in (
+                ["train", *TINY, "run_dir=run", "log=none"],
+                ["report", "run"],
+                ["compare", "run"],
+            ):
+                code, _, err = metalearn(*command)
+                assert code in (0, 2), err
+                assert code == 0 or name in err
+            assert metalearn("list", "runs")[0] == 0
+        (tmp_path / "run" / name).write_text(kept)
+
+
 def test_a_failed_job_does_not_end_a_sweep(metalearn, tmp_path):
     code, out, err = metalearn("train", "-m", *TINY, "log=none", "method.learning_rate=0.1,-1,0.2")
 
-    assert code == 2
+    assert code == 1
     assert out.count("finished: ") == 2
     assert "1 jobs of the sweep failed" in err
     assert "method.learning_rate=-1: method.learning_rate: got -1.0, must be above 0" in err

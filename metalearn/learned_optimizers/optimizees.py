@@ -53,7 +53,7 @@ class Optimizee:
             self.losses_and_gradients(theta, pair)
         except RuntimeError as error:
             raise UserError(
-                f"network {type(self.network).__name__}: cannot be optimized in batches of problems, since it "
+                f"network {type(self.network).__name__}: cannot be optimized in batches of problems, for it "
                 "has dropout, running statistics or an operation without a batched form; choose mlp or "
                 f"convnet ({str(error).splitlines()[0]})"
             ) from error

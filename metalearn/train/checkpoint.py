@@ -104,7 +104,7 @@ class Checkpoints:
             except Damaged as error:
                 path.replace(path.with_name(path.name + ".damaged"))
                 sync_folder(self._folder)
-                say(f"{path}: damaged ({error}); set aside as {path.name}.damaged, using the one before")
+                say(f"{path}: damaged ({error}); set aside as {path.name}.damaged")
         return None
 
     def best(self, step: int) -> Restored | None:

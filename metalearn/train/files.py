@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from metalearn.registry import UserError
+
 PREFIX = ".tmp-"
 
 
@@ -50,8 +52,16 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in `path`, or an empty one if there is none."""
-    return json.loads(path.read_text("utf-8")) if path.exists() else {}
+    """The object in `path`, or an empty one if there is none. Raises UserError for a damaged file."""
+    if not path.exists():
+        return {}
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: is damaged ({error}); delete it and run the same command again") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: is damaged (no JSON object); delete it and run the same command again")
+    return value
 
 
 def remove_stale(folder: Path) -> None:

@@ -15,7 +15,7 @@ from metalearn.train.checkpoint import Checkpoints
 from metalearn.train.console import say
 from metalearn.train.failure import Diverged, Interrupted, OutOfMemory
 from metalearn.train.log import Log, Watch, check_state, host
-from metalearn.train.run_directory import RunDirectory
+from metalearn.train.run_directory import RunDirectory, begun
 from metalearn.train.signals import Signals
 
 
@@ -76,6 +76,8 @@ class _Loop:
         restored, rows = self.checkpoints.newest(), 0
         if restored is None:
             checkpoint.seed_all(self.config.seed)
+            if begun(self.directory.path):
+                say(f"{self.directory.path}: no sound checkpoint, starting again from step 0")
         else:
             state = restored.state
             self.step, self.evaluated, self.best = state["step"], state["evaluated"], state["best"]

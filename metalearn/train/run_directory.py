@@ -12,6 +12,7 @@ wandb/           W&B's own files
 
 import datetime
 import itertools
+import json
 import re
 import secrets
 import shlex
@@ -73,6 +74,7 @@ class RunDirectory:
 
         An entry that differs from the last start's is said: results may then differ in the last bits.
         """
+        entries = json.loads(json.dumps(entries))  # tuples as lists, as they come back
         stored = read_json(self.path / PROVENANCE)
         before = stored["history"][-1] if stored["history"] else {}
         for name, value in entries.items():
@@ -168,7 +170,7 @@ def _prepare(directory: RunDirectory, config: Config) -> None:
     path = directory.path
     try:
         remove_stale(path)
-        old = (path / CONFIG).exists()
+        old = (path / CONFIG).exists() and begun(path)
         if old:
             stored_config.check_same(path / CONFIG, config)
         if old and directory.finished and not _goes_on(path / CONFIG, config, directory.status):
@@ -180,6 +182,12 @@ def _prepare(directory: RunDirectory, config: Config) -> None:
         directory.set_status("running")
     except OSError as error:
         raise UserError(f"{path}: cannot write: {error.strerror}; choose another run_dir") from None
+
+
+def begun(path: Path) -> bool:
+    """Whether the run got as far as a row or a checkpoint; before that its configuration may change."""
+    rows = path / "metrics.jsonl"
+    return (rows.exists() and rows.stat().st_size > 0) or any((path / "checkpoints").glob("*.pt"))
 
 
 def _goes_on(stored: Path, config: Config, status: dict[str, Any]) -> bool:

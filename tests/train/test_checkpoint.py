@@ -147,7 +147,7 @@ def test_a_torn_newest_falls_back_and_the_run_ends_the_same(tmp_path, capsys, ke
 
     assert second.calls[0] == 16
     assert (run / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
-    assert re.search(r"step_0000000020.pt: damaged .*using the one before", capsys.readouterr().err)
+    assert re.search(r"step_0000000020.pt: damaged .*set aside", capsys.readouterr().err)
     assert (run / "checkpoints" / "step_0000000020.pt.damaged").exists()
 
 

@@ -96,8 +96,20 @@ def test_task_and_changed_versions_are_recorded(tmp_path, capsys, monkeypatch):
     assert "digest abc -> xyz" in said
 
 
-def test_a_changed_configuration_is_refused(tmp_path):
+def begin(path):
+    """A run that got as far as its first row."""
+    open_run(configuration(path), command=COMMAND).close()
+    (path / "metrics.jsonl").write_text('{"step": 1}\n')
+
+
+def test_before_the_first_row_the_configuration_may_change(tmp_path):
     open_run(configuration(tmp_path / "run"), command=COMMAND).close()
+    open_run(configuration(tmp_path / "run", steps=21), command=COMMAND).close()
+    assert OmegaConf.load(tmp_path / "run" / "run.yaml").train.steps == 21
+
+
+def test_a_changed_configuration_is_refused(tmp_path):
+    begin(tmp_path / "run")
     config = configuration(tmp_path / "run", steps=21, log_every=2)
     config.seed = 4
     config.method = _Options("darts")
@@ -113,7 +125,7 @@ def test_a_changed_configuration_is_refused(tmp_path):
 
 
 def test_what_changes_no_number_may_change(tmp_path, capsys):
-    open_run(configuration(tmp_path / "run"), command=COMMAND).close()
+    begin(tmp_path / "run")
     config = configuration(tmp_path / "run", minutes=5.0, keep=7, log="offline")
     config.data_dir, config.download, config.runs = "elsewhere", True, "other"
     config.machine.threads = 2
