@@ -69,7 +69,7 @@ def main() -> None:
     arguments = parser.parse_args()
     table = measure(contenders(arguments.units, arguments.batch, arguments.times), arguments.rounds)
     title = (
-        f"HyperLSTM training step, {arguments.units} units, batch {arguments.batch}, {arguments.times} steps"
+        f"HyperLSTM: training step, {arguments.units} units, batch {arguments.batch}, {arguments.times} steps"
     )
     report(title, table, arguments.save)
 
