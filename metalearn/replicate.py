@@ -18,6 +18,8 @@ from metalearn.registry import UserError, closest
 from metalearn.report.plan import check
 from metalearn.workers import Pool
 
+SEEDS = [0, 1, 2]  # of a recipe that has no plan
+
 
 @dataclass
 class StageOptions:
@@ -116,7 +118,7 @@ def _refuse(overrides: Sequence[str]) -> None:
 
 
 def load(name: str, seeds: list[int] | None = None) -> list[Plan]:
-    """The plans of a recipe: its own, or those that it includes. Raises UserError."""
+    """The plans of a recipe: its own, those that it includes, or a plain run over seeds. Raises UserError."""
     if name not in options("recipe"):
         raise UserError(
             f"no recipe is called {name!r}; choose one of: {', '.join(closest(name, options('recipe')))}"
@@ -125,13 +127,24 @@ def load(name: str, seeds: list[int] | None = None) -> list[Plan]:
     assert isinstance(block, dict)
     values = block["replicate"]
     if values is None:
-        raise UserError(f"recipe {name} is a single run, with no plan: metalearn train recipe={name}")
+        return [_over_seeds(name, seeds or SEEDS)]
     if "include" in values:
         return [plan for part in values["include"] for plan in load(part, seeds)]
     plan: Plan = typed(Plan, {**values, "name": name}, "replicate.")
     plan.seeds = seeds or plan.seeds
     check(plan)
     return [plan]
+
+
+def _over_seeds(name: str, seeds: list[int]) -> Plan:
+    """A recipe without a plan of its own: the same run with each seed, held against its paper alone."""
+    config = checked([f"recipe={name}"])
+    metric = config.paper.metric if config.paper else config.train.monitor
+    if metric is None:
+        raise UserError(f"recipe {name}: names no metric to report; set paper.metric or train.monitor")
+    unit = config.paper.unit if config.paper else ""
+    table = TableOptions(metric, config.train.goal, unit, {name.rpartition("/")[2]: "run"})
+    return Plan(config.method.name, seeds, {"run": StageOptions(name)}, table, name=name)
 
 
 def _jobs(plan: Plan, overrides: Sequence[str], runs: Path) -> list[Job]:

@@ -141,6 +141,24 @@ def test_replicate_shows_what_failed_and_runs_the_rest(tmp_path):
 
 
 @pytest.mark.slow
+def test_replicate_runs_a_plain_recipe_over_seeds(tmp_path):
+    toy = [
+        "quickstart/hyperlstm_python_docs_lstm",
+        "network.units=4",
+        "train.steps=3",
+        "log=none",
+        "--seeds",
+        "4,7",
+    ]
+    command = [sys.executable, "-m", "metalearn", "replicate", *toy]
+    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert "hyperlstm_python_docs_lstm" in ran.stdout
+    assert "4, 7" in ran.stdout
+    assert "claim" not in ran.stdout
+
+
+@pytest.mark.slow
 def test_a_killed_worker_costs_one_run(tmp_path):
     parent = _replicate(tmp_path, "--seeds", "0", "--jobs", "1", "train.steps=30")
     metrics = tmp_path / "runs/quickstart/darts_digits/search_seed0/metrics.jsonl"

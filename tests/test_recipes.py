@@ -5,7 +5,6 @@ import pytest
 from metalearn import cli
 from metalearn.build import build
 from metalearn.compose import compose, options, recompose
-from metalearn.registry import UserError
 from metalearn.replicate import _jobs, load
 
 cli.register_all()
@@ -55,6 +54,9 @@ def test_plan_is_whole(name, tmp_path):
         assert set(stages) <= set(plan.stages)
 
 
-def test_a_single_run_is_no_plan():
-    with pytest.raises(UserError, match="metalearn train recipe="):
-        load(RUNS[0])
+@pytest.mark.parametrize("name", RUNS)
+def test_a_recipe_without_a_plan_is_run_over_seeds(name, tmp_path):
+    (plan,) = load(name)
+    assert (plan.seeds, list(plan.stages)) == ([0, 1, 2], ["run"])
+    for job in _jobs(plan, [], tmp_path):
+        assert compose(job.overrides).seed == job.seed

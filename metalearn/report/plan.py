@@ -148,6 +148,8 @@ def evaluate(plan: Plan, folders: Folders) -> Table:
 def _claims(plan: Plan, rows: Sequence[Row]) -> list[Claim]:
     """The first row against all others, or what `table.claims` names, each with its note."""
     values = {row.contender: row.values for row in rows}
+    if len(values) == 1:
+        return []
     return [
         claim({name: values[name] for name in contenders}, plan.table.goal, plan.table.unit, note)
         for note, contenders in (plan.table.claims or {"": list(values)}).items()
