@@ -38,7 +38,7 @@ def training_step(recurrent: nn.Module, units: int, x: Tensor, y: Tensor) -> Cal
 
 def contenders(units: int, batch: int, times: int) -> dict[str, Callable[[], object]]:
     """Ours read symbols, peers one-hot rows: the same inputs."""
-    from labml_nn.hypernetworks.hyper_lstm import HyperLSTM as LabmlHyperLSTM
+    from labml_nn.hypernetworks.hyper_lstm import HyperLSTM as LabmlHyperLSTM  # pyright: ignore
 
     x, y = torch.randint(SYMBOLS, (2, times, batch), generator=generator("benchmark"))
     one_hot = F.one_hot(x, SYMBOLS).float()

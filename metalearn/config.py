@@ -152,27 +152,25 @@ def typed(schema: type, values: dict[str, Any], prefix: str) -> Any:
 
 def _mistyped(schema: type, values: dict[str, Any], prefix: str, error: OmegaConfBaseException) -> UserError:
     """What came and what type is wanted, for OmegaConf's error on one key."""
+    path = str(error.full_key or "").partition("[")[0]
     value: Any = values
     kind: Any = schema
-    path = str(error.full_key or "").partition("[")[0]
     for key in path.split("."):
-        value = value.get(key) if isinstance(value, dict) else None
-        kind = next((f.type for f in dataclasses.fields(kind) if f.name == key), None)
-        kind = kind if dataclasses.is_dataclass(kind) else _Leaf(kind)
-        if isinstance(kind, _Leaf):
+        group = _group_in(kind)
+        if group is None or not isinstance(value, dict):
             break
-    if not isinstance(kind, _Leaf) or kind.type is None:
-        return UserError(f"{prefix}{error.full_key or ''}: {str(error).splitlines()[0]}")
+        value, kind = value.get(key), {f.name: f.type for f in dataclasses.fields(group)}.get(key)
+    if kind is schema or kind is None:
+        return UserError(f"{prefix}{path}: {str(error).splitlines()[0]}")
     if value is None:
-        return UserError(f"{prefix}{path}: has no value; it takes {_words(kind.type)}")
-    return UserError(f"{prefix}{path}: got {value!r}, must be {_words(kind.type)}")
+        return UserError(f"{prefix}{path}: has no value; it takes {_words(kind)}")
+    return UserError(f"{prefix}{path}: got {value!r}, must be {_words(kind)}")
 
 
-class _Leaf:
-    """The type of a field that holds no further fields."""
-
-    def __init__(self, kind: Any) -> None:
-        self.type = kind
+def _group_in(kind: Any) -> Any:
+    """The dataclass that a field's type is, or may be beside null."""
+    kinds = get_args(kind) if isinstance(kind, UnionType) else (kind,)
+    return next((part for part in kinds if dataclasses.is_dataclass(part)), None)
 
 
 def _words(kind: Any) -> str:
@@ -193,10 +191,9 @@ def _refuse_unknown(schema: type, values: dict[str, Any], prefix: str) -> None:
         if key not in fields:
             allowed = ", ".join(registry.closest(str(key), list(fields)))
             raise UserError(f"{prefix}{key}: no such option; choose one of: {allowed}")
-        kinds = get_args(fields[key]) if isinstance(fields[key], UnionType) else (fields[key],)
-        nested = [kind for kind in kinds if dataclasses.is_dataclass(kind)]
-        if nested and isinstance(value, dict):
-            _refuse_unknown(nested[0], value, f"{prefix}{key}.")  # type: ignore[arg-type]
+        group = _group_in(fields[key])
+        if group is not None and isinstance(value, dict):
+            _refuse_unknown(group, value, f"{prefix}{key}.")
 
 
 def _check(options: Any, prefix: str) -> None:

@@ -30,6 +30,10 @@ MISTAKES = [  # arguments, what the message must hold
     (["train", "network.hidden=3"], ["network.hidden: got 3, must be a list"]),
     (["train", "network.hidden=[8,-1]"], ["network.hidden: got -1, must be at least 1"]),
     (["train", "paper=3"], ["paper: got 3, must be a group with source"]),
+    (
+        ["train", "recipe=hypernetworks/ptb_char_lstm_1000", "paper.value=low"],
+        ["paper.value: got 'low', must be a number or null"],
+    ),
     (["train", "log.progress=maybe"], ["log.progress: got 'maybe', must be true or false"]),
     (["train", "machine.threads=100000"], ["machine.threads: got 100000", "at most 1024"]),
     (["train", "+foo=1"], ["foo: no such option"]),
