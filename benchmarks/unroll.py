@@ -67,7 +67,7 @@ def segment(steps: int, batch: int) -> Segment:
 
 def ours(problem: Classifier, meta: Tree, data: Segment) -> Tree:
     """The hypergradient by our engine."""
-    estimator, rng = Unrolled(UnrolledOptions("unrolled")), generator("benchmark")
+    estimator, rng = Unrolled(UnrolledOptions("unrolled", False)), generator("benchmark")
     return estimator.estimate(problem, meta, estimator.init(problem, meta, rng), data, rng).grad
 
 

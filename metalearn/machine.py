@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from metalearn.config import MachineOptions
+from metalearn.processes import Processes
 from metalearn.registry import UserError
 
 TORCHS_THREADS = torch.get_num_threads()  # before any machine was made
@@ -31,6 +32,7 @@ class Machine:
             )
         self.options = options
         self.device = torch.device("cuda" if available and options.device != "cpu" else "cpu")
+        self.processes = Processes.from_environment(self.device)
         torch.set_num_threads(options.threads or TORCHS_THREADS)
         _allow_tf32(options.precision == "tf32")
         if options.deterministic:

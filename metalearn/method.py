@@ -5,10 +5,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from metalearn.hypergradient.base import HyperGradient
+from metalearn.hypergradient.base import HyperGradient, Segment
 from metalearn.machine import Machine
 from metalearn.network import Network
+from metalearn.problem import Inner, Problem
 from metalearn.task import Metrics, Split, Task
+from metalearn.tree import Tree
 
 
 class Context(NamedTuple):
@@ -46,3 +48,23 @@ class Method(ABC):
     @abstractmethod
     def artifacts(self, folder: Path) -> None:
         """Write what a user takes away from a finished run: genotype, pictures, weights, curves."""
+
+
+class Situation(NamedTuple):
+    """All that a hypergradient is computed from, at one moment of a run."""
+
+    problem: Problem
+    meta: Tree
+    inner: Inner  # where the inner run stands
+    segment: Segment
+
+
+class Bilevel(Method):
+    """A method whose meta-parameters descend a hypergradient."""
+
+    @abstractmethod
+    def situations(self, index: int) -> list[Situation]:
+        """What `step(index)` would differentiate from the present state, which stays as it is.
+
+        The step descends the mean of their hypergradients: one situation for each task of a meta-batch.
+        """

@@ -11,7 +11,7 @@ from torch import Tensor
 from metalearn.rng import Key
 
 Split = Literal["train", "valid", "test", "search_train", "search_valid"]
-Kind = Literal["classification", "language_model", "function"]
+Kind = Literal["classification", "language_model", "function", "few_shot"]
 Metrics = dict[str, Tensor]
 
 
@@ -21,6 +21,9 @@ class Batch(NamedTuple):
     classification: x [batch channel height width] or [batch feature] float, y [batch] int64.
     language_model: x [batch time] int64, y [batch time] int64, the next symbols.
     function: the constants of `batch` problems; a point theta [batch dimension] is scored on them.
+    few_shot: a meta-batch of tasks, x [task example ...] float, y [task example] int64 (classes) or
+    [task example 1] float (regression); the first `TaskSpec.support` examples of a task are what it adapts
+    on, the others what it is scored on. `loss` and `metrics` take one task's part as well.
     """
 
     x: Shaped[Tensor, "batch ..."]
@@ -42,6 +45,7 @@ class TaskSpec:
     licence: str
     provenance: str  # where these bytes came from: embedded, data_dir, download; and what was done to them
     digest: str  # sha256 of the data after reading
+    support: int = 0  # few_shot: how many examples of a task are there to adapt on; 0 for other kinds
     comparable: bool = True  # False: a test figure on this copy must not be put beside published ones
 
 

@@ -14,22 +14,27 @@ MAY_IMPORT = {  # part: the parts of metalearn that it may import, beside its ow
     "config": {"registry"},
     "task": CORE,
     "network": CORE,
-    "machine": CORE,
+    "processes": CORE,
+    "machine": CORE | {"processes"},
     "problem": CORE | {"task"},
     "inner_optimizers": CORE | {"problem"},
     "hypergradient": CORE | {"task", "problem"},
-    "method": CORE | {"task", "network", "machine", "hypergradient"},
+    "method": CORE | {"task", "network", "machine", "problem", "hypergradient"},
     "options": {"config", "registry"},
     "networks": CORE | {"task", "network", "options"},
     "supervised": CORE | {"task", "network", "machine", "method", "options"},
+    "diagnose": CORE
+    | {"task", "problem", "machine", "method", "hypergradient", "build", "compose", "records"},
     "train": CORE | {"machine", "method", "task"},
     "tasks": CORE | {"task"},
 }
 FAMILY = CORE | {
     "task", "network", "networks", "machine", "problem", "inner_optimizers", "hypergradient", "method",
-    "options", "supervised",
+    "options", "supervised", "processes",
 }  # fmt: skip
-MAY_IMPORT |= dict.fromkeys(("darts", "hypernetworks", "learned_optimizers"), FAMILY)
+MAY_IMPORT |= dict.fromkeys(
+    ("darts", "hypernetworks", "learned_optimizers", "maml", "hyperparameters"), FAMILY
+)
 READERS = ("report", "compare", "records")  # they read runs/ only
 
 

@@ -16,7 +16,7 @@ from metalearn.darts.space import SearchSpace, running_statistics_kept
 from metalearn.hypergradient.base import HyperGradient, Segment
 from metalearn.inner_optimizers import sgd, sgd_slots
 from metalearn.machine import Machine, full
-from metalearn.method import Context, Method
+from metalearn.method import Bilevel, Context, Situation
 from metalearn.problem import Inner, Problem
 from metalearn.registry import UserError
 from metalearn.rng import generator, seeded
@@ -62,7 +62,7 @@ class ArchitectureProblem(Problem):
             return full(functional_call(self.network, params, (batch.x,), {"alpha": meta}).logits)
 
 
-class Darts(Method):
+class Darts(Bilevel):
     """Alternates a step of alpha on `search_valid` and a step of the weights on `search_train`.
 
     The hypergradient says how alpha's gradient is had: first_order, finite_difference (the paper's second
@@ -92,21 +92,19 @@ class Darts(Method):
     def step(self, index: int) -> Metrics:
         """Alpha first, then the weights under the new alpha."""
         self.network.train()
-        problem = self._problem(index)
-        train = self.task.batch("search_train", index)
-        estimate = self.hypergradient.estimate(
-            problem,
-            self.alpha,
-            self.inner,
-            Segment([train], {1: self._valid_batch(index)}),
-            generator(self.seed, "hypergradient", index),
-        )
+        problem, segment = self._problem(index), self._segment(index)
+        rng = generator(self.seed, "hypergradient", index)
+        estimate = self.hypergradient.estimate(problem, self.alpha, self.inner, segment, rng)
         for kind, leaf in self.alpha.items():
             leaf.grad = estimate.grad[kind]
         self.alpha_optimizer.step()
-        loss = self._step_weights(problem, train)
+        loss = self._step_weights(problem, segment.inner[0])
         entropies = {f"alpha/entropy_{kind}": entropy(leaf.detach()) for kind, leaf in self.alpha.items()}
         return {"train/loss": loss, "search_valid/loss": estimate.loss, **estimate.metrics, **entropies}
+
+    def situations(self, index: int) -> list[Situation]:
+        """One inner step on `search_train`, scored on `search_valid`."""
+        return [Situation(self._problem(index), self.alpha, self.inner, self._segment(index))]
 
     def _step_weights(self, problem: ArchitectureProblem, batch: Batch) -> Tensor:
         """The real step: clipped, and the one pass that moves the running statistics."""
@@ -187,6 +185,9 @@ class Darts(Method):
         return ArchitectureProblem(
             self.task, self.network, self.machine, self.options, self._learning_rate(index)
         )
+
+    def _segment(self, index: int) -> Segment:
+        return Segment([self.task.batch("search_train", index)], {1: self._valid_batch(index)})
 
     def _learning_rate(self, index: int) -> float:
         """The cosine at this step; it ends at the floor."""

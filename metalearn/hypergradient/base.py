@@ -25,6 +25,19 @@ class Segment(NamedTuple):
     inner: Sequence[Batch]
     outer: Mapping[int, Batch]
 
+    def split(self, length: int) -> "list[Segment]":
+        """Parts of `length` inner steps, the last one shorter if need be; each outer batch is in one of them.
+
+        A score between two parts belongs to the later one, the score after the last step to the last.
+        """
+        steps, parts = len(self.inner), []
+        for start in range(0, steps, length):
+            end = min(start + length, steps)
+            reached = end + (end == steps)
+            outer = {step - start: batch for step, batch in self.outer.items() if start <= step < reached}
+            parts.append(Segment(self.inner[start:end], outer))
+        return parts
+
 
 class Estimate(NamedTuple):
     """A hypergradient and what came with it."""

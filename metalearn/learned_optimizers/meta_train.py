@@ -17,7 +17,7 @@ from metalearn.learned_optimizers.lstm import LstmRule
 from metalearn.learned_optimizers.optimizees import Optimizee
 from metalearn.learned_optimizers.rollout import rollout, summary, write_trajectories
 from metalearn.learned_optimizers.rules import UpdateRule
-from metalearn.method import Context, Method
+from metalearn.method import Bilevel, Context, Situation
 from metalearn.problem import Inner, Problem
 from metalearn.registry import UserError
 from metalearn.rng import generator
@@ -54,7 +54,7 @@ class Run(Problem):
         return self.inner_loss(meta, params, batch)
 
 
-class LearnedOptimizer(Method):
+class LearnedOptimizer(Bilevel):
     """Adam on the LSTM's weights; one step is one unroll, `horizon / unroll` of them are one problem's run.
 
     Parameters and hidden states are carried over between the unrolls of a run, by value.
@@ -94,6 +94,14 @@ class LearnedOptimizer(Method):
         self.carry = estimate.carry
         self._descend(scale(estimate.grad, 1 / self.optimizee.functions))
         return {"train/meta_loss": estimate.loss / (len(segment.outer) * self.optimizee.functions)}
+
+    def situations(self, index: int) -> list[Situation]:
+        """One unroll, from where the present run stands or from a fresh problem's start."""
+        run, part = divmod(index, self.options.horizon // self.options.unroll)
+        inner = self.carry
+        if part == 0 or not isinstance(inner, Inner):
+            inner = self.problem.init(self.meta, self.optimizee.stream("train", run))
+        return [Situation(self.problem, self.meta, inner.detach(), self.segment(run, part))]
 
     def segment(self, run: int, part: int) -> Segment:
         """The batches of one unroll; the point after its last update is also where the next one starts."""

@@ -25,7 +25,7 @@ from metalearn.rng import generator
 from metalearn.tree import Tree, add, dot, norm, tree_map
 
 FIRST = FirstOrder(FirstOrderOptions("first_order"))
-EXACT = Unrolled(UnrolledOptions("unrolled"))
+EXACT = Unrolled(UnrolledOptions("unrolled", False))
 
 
 def difference(radius: float) -> FiniteDifference:

@@ -58,7 +58,7 @@ def _estimator(name: str, setting: float = 0) -> HyperGradient:
     if name == "finite_difference":
         return FiniteDifference(FiniteDifferenceOptions(name, setting))
     return (
-        Unrolled(UnrolledOptions(name))
+        Unrolled(UnrolledOptions(name, False))
         if name == "unrolled"
         else Truncated(TruncatedOptions(name, int(setting)))
     )

@@ -106,7 +106,7 @@ def context(task: Task, steps: int = 10, seed: int = 0) -> Context:
             mlp = Mlp(MlpOptions("mlp", [5], "sigmoid", None), task.spec)
             return mlp.to(torch.get_default_dtype())
 
-    return Context(task, network, Unrolled(UnrolledOptions("unrolled")), machine, seed, steps)
+    return Context(task, network, Unrolled(UnrolledOptions("unrolled", False)), machine, seed, steps)
 
 
 @pytest.fixture
