@@ -29,6 +29,7 @@ FAMILIES = (
     "metalearn.darts",
     "metalearn.hypernetworks",
     "metalearn.learned_optimizers",
+    "metalearn.maml",
 )
 LISTS = ("tasks", "networks", "methods", "hypergradients", "recipes", "runs")
 

@@ -48,6 +48,8 @@ class TrainOptions:
     goal: str = choice("min", "max")
     select: str = choice("last", "best")  # which checkpoint the final test and the artifacts use
     test: bool = required()  # evaluate the test split once, at the end
+    diagnose_every: int = number(at_least=0)  # hold hypergradients against the exact one before such a step
+    diagnose: list[str] = required()  # which estimators, as in hypergradient=NAME
 
 
 @dataclass

@@ -10,6 +10,7 @@ import torch
 from metalearn.config import Config
 from metalearn.method import Method
 from metalearn.registry import UserError
+from metalearn.task import Metrics
 from metalearn.train import checkpoint, provenance
 from metalearn.train.checkpoint import Checkpoints
 from metalearn.train.console import say
@@ -19,12 +20,20 @@ from metalearn.train.run_directory import RunDirectory, begun
 from metalearn.train.signals import Signals
 
 
+Probe = Callable[[Method, int], Metrics]
+
+
 def run(
-    config: Config, method: Method, directory: RunDirectory, describe: Callable[[Path], None] | None = None
+    config: Config,
+    method: Method,
+    directory: RunDirectory,
+    describe: Callable[[Path], None] | None = None,
+    probe: Probe | None = None,
 ) -> str:
     """Train until the budget of steps or minutes is used up, then test; returns the final state, "finished".
 
-    `describe` is called with the finished run's directory, and may write its report there.
+    `describe` is called with the finished run's directory, and may write its report there. `probe` is asked
+    for more metrics before every `train.diagnose_every`-th step, and must leave the method as it is.
 
     Goes on from the newest sound checkpoint: the rows of metrics.jsonl then equal those of an unbroken run.
     At SIGTERM, SIGINT or SIGUSR1 it ends the step or evaluation at hand, writes a checkpoint, says how to go
@@ -36,7 +45,7 @@ def run(
     _check_options(config)
     directory.record(hardware=provenance.hardware())
     with Signals() as signals, Log(config, directory) as log:
-        loop = _Loop(config, method, directory, signals, log)
+        loop = _Loop(config, method, directory, signals, log, probe)
         try:
             loop.restore()
             loop.train()
@@ -60,10 +69,17 @@ class _Loop:
     """Where a run stands: the steps done, whether the last one's evaluation is done, the best so far."""
 
     def __init__(
-        self, config: Config, method: Method, directory: RunDirectory, signals: Signals, log: Log
+        self,
+        config: Config,
+        method: Method,
+        directory: RunDirectory,
+        signals: Signals,
+        log: Log,
+        probe: Probe | None,
     ) -> None:
         self.config, self.train_options = config, config.train
         self.method, self.directory, self.signals, self.log = method, directory, signals, log
+        self.probe = probe
         self.checkpoints = Checkpoints(directory.path / "checkpoints", config.train.keep)
         self.watch = Watch()
         self.step, self.evaluated = 0, True
@@ -95,6 +111,8 @@ class _Loop:
         options = self.train_options
         self._evaluate_if_due()
         while self.step < options.steps and not self._out_of_time():
+            if self.probe is not None and self._due(options.diagnose_every):
+                self.log.write(self.step, host(self.probe(self.method, self.step)))
             metrics = self.method.step(self.step)
             self.step += 1
             self.directory.step, self.evaluated = self.step, False

@@ -64,6 +64,7 @@ def configuration(run_dir: Path | None, log: str = "none", **train: Any) -> Conf
     """A whole configuration that needs no registered names."""
     cadence = {"log_every": 1, "evaluate_every": 5, "checkpoint_every": 4, "keep": 2, "minutes": None}
     selection = {"monitor": "valid/loss", "goal": "min", "select": "last", "test": True}
+    selection |= {"diagnose_every": 0, "diagnose": []}
     return Config(
         seed=3,
         data_dir="data",
