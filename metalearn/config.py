@@ -64,6 +64,7 @@ class MachineOptions:
     threads: int = number(
         at_least=0, at_most=1024
     )  # 0: torch's own choice; the count changes the last bits of sums
+    timeout: float = number(above=0)  # seconds that processes of one run wait for each other
 
 
 @dataclass

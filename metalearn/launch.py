@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
@@ -15,22 +16,47 @@ from metalearn.compose import CONF, compose, options, recompose
 from metalearn.config import Config, resolve
 from metalearn.registry import GROUPS, UserError, closest
 
+if TYPE_CHECKING:
+    from metalearn.build import Parts
+
 CONFIG_GROUPS = (*GROUPS, "machine", "log", "recipe")
 
 
-def run_one(config: Config, command: Sequence[str], describe: Callable[[Path], None] | None = None) -> Path:
-    """Run one checked configuration to its end; its run directory. Nothing is done for a finished one."""
+def run_one(
+    config: Config, command: Sequence[str], describe: Callable[[Path], None] | None = None
+) -> Path | None:
+    """Run one checked configuration to its end; its run directory. Nothing is done for a finished one.
+
+    Under torchrun process 0 does so; the others take part in its steps and have no directory: None.
+    """
+    from metalearn.build import build
+    from metalearn.machine import Machine
     from metalearn.train import loop
     from metalearn.train.run_directory import open_run
 
+    if os.environ.get("RANK", "0") != "0":
+        parts = _shared(build(config), config)
+        loop.follow(parts.method, parts.machine.processes)
+        return None
     with open_run(config, command=command) as directory:
-        if not directory.finished:
-            from metalearn.build import build
-
-            parts = build(config)
+        if directory.finished:
+            loop.dismiss(Machine(config.machine).processes)
+        else:
+            parts = _shared(build(config), config)
             directory.record_task(parts.task.spec)
-            loop.run(config, parts.method, directory, describe)
+            loop.run(config, parts.method, directory, describe, processes=parts.machine.processes)
         return directory.path
+
+
+def _shared(parts: "Parts", config: Config) -> "Parts":
+    """`parts`, if its method can use as many processes as there are. Raises UserError."""
+    size = parts.machine.processes.size
+    if size > 1 and not parts.method.shares_steps:
+        raise UserError(
+            f"method {config.method.name}: {size} processes were started, it runs in one; start it without "
+            "torchrun (-m with several seeds, or replicate, use several cores)"
+        )
+    return parts
 
 
 def launch(arguments: list[str]) -> int:
@@ -41,12 +67,17 @@ def launch(arguments: list[str]) -> int:
     if "COMP_LINE" in os.environ:
         os.environ["COMP_LINE"] = re.sub(r"\btrain\s", "", os.environ["COMP_LINE"], count=1)
     sys.argv = [sys.argv[0], *_rerun(arguments)]
+    several = bool({"-m", "--multirun"} & set(arguments))
+    if several and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("-m: a sweep cannot share processes; start its jobs by torchrun one by one")
     failures: list[tuple[str, Exception]] = []
 
     def job(composed: DictConfig) -> None:
         try:
             _refuse_plan(composed)
-            _tell(run_one(resolve(composed), ["metalearn", "train", *arguments], _describe))
+            run = run_one(resolve(composed), ["metalearn", "train", *arguments], _describe)
+            if run is not None:
+                _tell(run)
         except Exception as error:  # kept from Hydra, whose printer would add a line of its own
             failures.append((" ".join(_job_overrides()), error))
 
@@ -54,7 +85,7 @@ def launch(arguments: list[str]) -> int:
         hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(job)()
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise explain(error, arguments) from error
-    if len(failures) == 1 and not {"-m", "--multirun"} & set(arguments):
+    if len(failures) == 1 and not several:
         raise failures[0][1]
     if failures:
         lines = [f"{overrides}: {error}" for overrides, error in failures]

@@ -32,7 +32,7 @@ class Machine:
             )
         self.options = options
         self.device = torch.device("cuda" if available and options.device != "cpu" else "cpu")
-        self.processes = Processes.from_environment(self.device)
+        self.processes = Processes.from_environment(self.device, options.timeout)
         torch.set_num_threads(options.threads or TORCHS_THREADS)
         _allow_tf32(options.precision == "tf32")
         if options.deterministic:

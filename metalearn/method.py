@@ -29,6 +29,8 @@ class Context(NamedTuple):
 class Method(ABC):
     """A thing that learns in steps. Built as `Class(options, context)`."""
 
+    shares_steps: bool = False  # whether `step` splits its work over `machine.processes`
+
     @abstractmethod
     def step(self, index: int) -> Metrics:
         """One step; pure in (state, index). Returns detached tensors that are still on the device."""

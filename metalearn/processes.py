@@ -1,36 +1,52 @@
 """The processes that share one run: a meta-batch is split over them, hypergradients are averaged."""
 
+import datetime
 import os
-from collections.abc import Sequence
-from typing import TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
+from metalearn.registry import UserError
 from metalearn.tree import Tree
 
 Item = TypeVar("Item")
 
 
+class PeerLost(UserError):  # noqa: N818
+    """Another process of the run has died, or has not answered in time."""
+
+    exit_code = 1
+    state = "interrupted"
+
+
 class Processes:
     """This process among the `size` of a run, as torchrun starts them; one alone without it.
 
+    Process 0 leads: it writes, evaluates and decides when to stop; the others only take part in steps.
     Gradients from `torch.autograd.grad` are not synchronised by DistributedDataParallel, so they are averaged
-    here, explicitly.
+    here, explicitly; a method does so before its step changes any state, so that a step that a lost process
+    broke off can be taken again. Every exchange raises PeerLost.
     """
 
     def __init__(self, rank: int = 0, size: int = 1) -> None:
         self.rank, self.size = rank, size
 
     @classmethod
-    def from_environment(cls, device: torch.device) -> "Processes":
-        """Join the others where torchrun has set RANK and WORLD_SIZE: nccl on CUDA, gloo else."""
-        size = int(os.environ.get("WORLD_SIZE", "1"))
-        if size == 1:
+    def from_environment(cls, device: torch.device, timeout: float) -> "Processes":
+        """Join the others where torchrun has set RANK and WORLD_SIZE: by nccl on CUDA, by gloo else.
+
+        `timeout` is how many seconds an exchange waits for the others.
+        """
+        if world_size() == 1:
             return cls()
+        if device.type == "cuda":
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         if not dist.is_initialized():
-            dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-        return cls(dist.get_rank(), size)
+            backend = "nccl" if device.type == "cuda" else "gloo"
+            _exchange(lambda: dist.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout)))
+        return cls(dist.get_rank(), dist.get_world_size())
 
     @property
     def leads(self) -> bool:
@@ -38,7 +54,12 @@ class Processes:
         return self.rank == 0
 
     def share(self, items: Sequence[Item]) -> Sequence[Item]:
-        """This process's part of a meta-batch; the parts have equal lengths (see `maml`, which checks)."""
+        """This process's part of a meta-batch. Raises UserError if it does not divide evenly."""
+        if len(items) % self.size:
+            raise UserError(
+                f"{len(items)} tasks a meta-batch do not divide over {self.size} processes; choose a "
+                "meta-batch that is a multiple of the processes (torchrun --nproc-per-node)"
+            )
         return items[self.rank :: self.size]
 
     def average(self, tree: Tree) -> Tree:
@@ -46,12 +67,34 @@ class Processes:
         if self.size == 1:
             return tree
         averaged = {}
-        for dtype in {leaf.dtype for leaf in tree.values()}:
+        for dtype in dict.fromkeys(leaf.dtype for leaf in tree.values()):
             part = {key: leaf for key, leaf in tree.items() if leaf.dtype == dtype}
             flat = torch.cat([leaf.detach().reshape(-1) for leaf in part.values()])
-            dist.all_reduce(flat)
+            _exchange(lambda flat=flat: dist.all_reduce(flat))
             pieces = (flat / self.size).split([leaf.numel() for leaf in part.values()])
             averaged |= {
                 key: piece.view(leaf.shape) for (key, leaf), piece in zip(part.items(), pieces, strict=True)
             }
         return {key: averaged[key] for key in tree}
+
+    def from_leader(self, thing: Any = None) -> Any:
+        """What process 0 gives, plain containers of tensors and numbers, in every process."""
+        if self.size == 1:
+            return thing
+        box = [thing]
+        _exchange(lambda: dist.broadcast_object_list(box, src=0))
+        return box[0]
+
+
+def world_size() -> int:
+    """How many processes torchrun has started for this run; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _exchange(action: Callable[[], object]) -> None:
+    try:
+        action()
+    except RuntimeError as error:
+        raise PeerLost(
+            f"another process of this run is gone or does not answer ({str(error).splitlines()[0][:160]})"
+        ) from error

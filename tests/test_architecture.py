@@ -25,7 +25,7 @@ MAY_IMPORT = {  # part: the parts of metalearn that it may import, beside its ow
     "supervised": CORE | {"task", "network", "machine", "method", "options"},
     "diagnose": CORE
     | {"task", "problem", "machine", "method", "hypergradient", "build", "compose", "records"},
-    "train": CORE | {"machine", "method", "task"},
+    "train": CORE | {"machine", "method", "task", "processes"},
     "tasks": CORE | {"task"},
 }
 FAMILY = CORE | {

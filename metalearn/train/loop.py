@@ -9,6 +9,7 @@ import torch
 
 from metalearn.config import Config
 from metalearn.method import Method
+from metalearn.processes import PeerLost, Processes
 from metalearn.registry import UserError
 from metalearn.task import Metrics
 from metalearn.train import checkpoint, provenance
@@ -19,7 +20,6 @@ from metalearn.train.log import Log, Watch, check_state, host
 from metalearn.train.run_directory import RunDirectory, begun
 from metalearn.train.signals import Signals
 
-
 Probe = Callable[[Method, int], Metrics]
 
 
@@ -29,23 +29,25 @@ def run(
     directory: RunDirectory,
     describe: Callable[[Path], None] | None = None,
     probe: Probe | None = None,
+    processes: Processes | None = None,
 ) -> str:
     """Train until the budget of steps or minutes is used up, then test; returns the final state, "finished".
 
     `describe` is called with the finished run's directory, and may write its report there. `probe` is asked
-    for more metrics before every `train.diagnose_every`-th step, and must leave the method as it is.
+    for more metrics before every `train.diagnose_every`-th step, and must leave the method as it is. With
+    several `processes` this one leads; the others are in `follow`.
 
     Goes on from the newest sound checkpoint: the rows of metrics.jsonl then equal those of an unbroken run.
     At SIGTERM, SIGINT or SIGUSR1 it ends the step or evaluation at hand, writes a checkpoint, says how to go
     on and raises SystemExit(128 + signal): 143, 130, 138. Raises Diverged at a value that is not finite,
-    OutOfMemory, and UserError for a full disk or a metric that does not exist.
+    OutOfMemory, PeerLost after a checkpoint, and UserError for a full disk or a metric that does not exist.
     """
     if directory.finished:
         return "finished"
     _check_options(config)
     directory.record(hardware=provenance.hardware())
     with Signals() as signals, Log(config, directory) as log:
-        loop = _Loop(config, method, directory, signals, log, probe)
+        loop = _Loop(config, method, directory, signals, log, probe, processes or Processes())
         try:
             loop.restore()
             loop.train()
@@ -53,6 +55,8 @@ def run(
             if describe is not None:
                 describe(directory.path)
             log.upload(directory.path / "artifacts")
+        except PeerLost as error:
+            raise PeerLost(loop.after_loss(str(error))) from error
         except Diverged as error:
             raise Diverged(f"{error}; {loop.last_good()}; lower a learning rate or clip gradients") from None
         except (MemoryError, RuntimeError) as error:
@@ -63,6 +67,27 @@ def run(
                 "model, try machine.precision=bf16 or a first-order hypergradient"
             ) from error
     return "finished"
+
+
+def follow(method: Method, processes: Processes) -> None:
+    """Take part in the steps of a run that process 0 leads, until it says that there are no more.
+
+    SIGTERM and SIGINT only note that they came: torchrun and terminals send them to every process, and the
+    leader ends the run.
+    """
+    with Signals(quiet=True):
+        step, state = processes.from_leader()
+        if state:
+            method.load_state_dict(state)
+        while processes.from_leader():
+            method.step(step)
+            step += 1
+
+
+def dismiss(processes: Processes) -> None:
+    """End `follow` in the other processes where there is nothing to do."""
+    processes.from_leader((0, {}))
+    processes.from_leader(False)
 
 
 class _Loop:
@@ -76,10 +101,11 @@ class _Loop:
         signals: Signals,
         log: Log,
         probe: Probe | None,
+        processes: Processes,
     ) -> None:
         self.config, self.train_options = config, config.train
         self.method, self.directory, self.signals, self.log = method, directory, signals, log
-        self.probe = probe
+        self.probe, self.processes, self.leading = probe, processes, False
         self.checkpoints = Checkpoints(directory.path / "checkpoints", config.train.keep)
         self.watch = Watch()
         self.step, self.evaluated = 0, True
@@ -109,10 +135,13 @@ class _Loop:
     def train(self) -> None:
         """All steps that are left, with what is due after each."""
         options = self.train_options
+        self.processes.from_leader((self.step, self.method.state_dict() if self.processes.size > 1 else {}))
+        self.leading = True
         self._evaluate_if_due()
         while self.step < options.steps and not self._out_of_time():
             if self.probe is not None and self._due(options.diagnose_every):
                 self.log.write(self.step, host(self.probe(self.method, self.step)))
+            self.processes.from_leader(True)
             metrics = self.method.step(self.step)
             self.step += 1
             self.directory.step, self.evaluated = self.step, False
@@ -127,6 +156,7 @@ class _Loop:
             if self._due(options.checkpoint_every):
                 self._save()
             self._stop_if_asked()
+        self._dismiss()
 
     def finish(self) -> None:
         """Test what was selected, write the artifacts, and call the run finished."""
@@ -144,6 +174,17 @@ class _Loop:
         self.method.artifacts(artifacts)
         early = self.step < options.steps
         self.directory.set_status("finished", f"after train.minutes={options.minutes}" if early else "")
+
+    def after_loss(self, reason: str) -> str:
+        """Checkpoint the last whole step after another process was lost; what to tell the user."""
+        self._save()
+        return f"{reason}; stopped after step {self.step}; to go on: {self.directory.resume_command()}"
+
+    def _dismiss(self) -> None:
+        """Tell the other processes that there are no more steps."""
+        if self.leading:
+            self.leading = False
+            self.processes.from_leader(False)
 
     def last_good(self) -> str:
         """Which checkpoint is left after a divergence."""
@@ -215,6 +256,7 @@ class _Loop:
         if signal is None:
             return
         self._save()
+        self._dismiss()
         say(f"stopped by {signal.name} after step {self.step}; to go on: {self.directory.resume_command()}")
         raise Interrupted(signal, f"{signal.name} after step {self.step}")
 

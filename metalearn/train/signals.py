@@ -18,7 +18,8 @@ class Signals:
     nothing is done.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, quiet: bool = False) -> None:
+        self.quiet = quiet
         self.received: signal.Signals | None = None
         self._previous: dict[int, Any] = {}
 
@@ -38,4 +39,5 @@ class Signals:
         if self.received is not None:
             raise Interrupted(number, f"{name.name} after {self.received.name}: left at once")
         self.received = name
-        say(f"{name.name}: stopping after this step or evaluation; a second signal stops at once")
+        if not self.quiet:
+            say(f"{name.name}: stopping after this step or evaluation; a second signal stops at once")

@@ -74,7 +74,7 @@ def bilevel(images, tiny_supernet, machine, options):
 
 
 def test_losses_are_full_precision_under_bf16(images, tiny_supernet, options):
-    machine = Machine(MachineOptions("cpu", "cpu", "bf16", False, False, 0))
+    machine = Machine(MachineOptions("cpu", "cpu", "bf16", False, False, 0, 60))
     context = Context(images(torch.float32), lambda: tiny_supernet(torch.float32), FIRST, machine, 0, 100)
     search = Darts(options, context)
     metrics = search.step(0) | search.evaluate("valid")

@@ -97,7 +97,9 @@ def tuned(**changes) -> TunedOptimizersOptions:
 
 
 def context(task: Task, steps: int = 10, seed: int = 0) -> Context:
-    machine = Machine(MachineOptions("cpu", "cpu", "fp32", compile=False, deterministic=False, threads=1))
+    machine = Machine(
+        MachineOptions("cpu", "cpu", "fp32", compile=False, deterministic=False, threads=1, timeout=60)
+    )
 
     def network():
         with seeded(seed, "network"):

@@ -13,7 +13,7 @@ from metalearn.registry import UserError
 
 def machine(**changes) -> Machine:
     plain = {"device": "cpu", "precision": "fp32", "compile": False, "deterministic": False, "threads": 0}
-    return Machine(MachineOptions("test", **{**plain, **changes}))
+    return Machine(MachineOptions("test", **{**plain, "timeout": 60, **changes}))
 
 
 @pytest.fixture(autouse=True)
