@@ -49,7 +49,10 @@ class Estimate(NamedTuple):
 
 
 class HyperGradient(ABC):
-    """An estimator of d outer / d meta; it holds no state but its options."""
+    """An estimator of d outer / d meta; it holds no state but its options.
+
+    One that needs second derivatives of the inner loss works under `guard.second_order(its name)`.
+    """
 
     @abstractmethod
     def init(self, problem: Problem, meta: Tree, rng: torch.Generator) -> Carry:
