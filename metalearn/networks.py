@@ -21,7 +21,7 @@ class Mlp(Network):
     """A perceptron on flattened inputs."""
 
     def __init__(self, options: MlpOptions, spec: TaskSpec) -> None:
-        _require_kind("mlp", "classification", spec)
+        _require_kind("mlp", spec, "classification", "few_shot")
         super().__init__()
         layers: list[nn.Module] = [nn.Flatten()]
         sizes = [math.prod(spec.input_shape), *options.hidden]
@@ -42,7 +42,7 @@ class Convnet(Network):
     """
 
     def __init__(self, options: ConvnetOptions, spec: TaskSpec) -> None:
-        _require_kind("convnet", "classification", spec)
+        _require_kind("convnet", spec, "classification")
         channels, height, width = _image_shape(spec)
         smallest = 2 ** len(options.channels)
         if min(height, width) < smallest:
@@ -75,7 +75,7 @@ class Point(Network):
     """theta [dimension], one and the same for every function of a batch."""
 
     def __init__(self, options: PointOptions, spec: TaskSpec) -> None:
-        _require_kind("point", "function", spec)
+        _require_kind("point", spec, "function")
         super().__init__()
         self.theta = nn.Parameter(options.deviation * torch.randn(spec.outputs))
 
@@ -83,9 +83,10 @@ class Point(Network):
         return Output(self.theta.expand(x.shape[0], -1))
 
 
-def _require_kind(network: str, kind: Kind, spec: TaskSpec) -> None:
-    if spec.kind != kind:
-        raise UserError(f"network {network}: task {spec.name} is a {spec.kind}; choose a {kind} task")
+def _require_kind(network: str, spec: TaskSpec, *kinds: Kind) -> None:
+    if spec.kind not in kinds:
+        allowed = " or ".join(kinds)
+        raise UserError(f"network {network}: task {spec.name} is a {spec.kind}; choose a {allowed} task")
 
 
 def _image_shape(spec: TaskSpec) -> tuple[int, int, int]:

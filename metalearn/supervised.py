@@ -31,6 +31,11 @@ class Supervised(Method):
     def __init__(self, options: SupervisedOptions, context: Context) -> None:
         if context.hypergradient is not None:
             raise UserError("method supervised uses no hypergradient; set hypergradient=none")
+        if context.task.spec.kind == "few_shot":
+            raise UserError(
+                f"method supervised: task {context.task.spec.name} is a few_shot; choose method=maml "
+                "(method.inner_steps=0 trains one network on all tasks) or a task of another kind"
+            )
         self.options, self.task, self.machine = options, context.task, context.machine
         self.steps = context.steps
         self.network = context.network()

@@ -117,3 +117,25 @@ class RastriginOptions(FunctionOptions):
     """a quadratic under cosine ripples: many local minima"""
 
     ripple: float = number(at_least=0)  # the height of the ripples, A
+
+
+@dataclass
+class EpisodeOptions:
+    """Small tasks of one kind, each with `shots` to adapt on and `queries` to be scored on."""
+
+    name: str = required()
+    batch: int = number(at_least=1)  # tasks in a meta-batch
+    shots: int = number(at_least=1)  # examples to adapt on, of each class where there are classes
+    queries: int = number(at_least=1)  # examples to be scored on, likewise
+    evaluated: int = number(at_least=1)  # tasks in a sweep
+    evaluation_batch: int = number(at_least=1)  # tasks a batch of a sweep
+
+
+@register("task", "sinusoid", "tasks.sinusoid:Sinusoid")
+@dataclass
+class SinusoidOptions(EpisodeOptions):
+    """few-shot regression on sine waves (Finn et al. 2017, section 5.1)"""
+
+    amplitude: list[float] = required()  # lowest and highest
+    phase: list[float] = required()  # lowest and highest, in radians
+    inputs: list[float] = required()  # lowest and highest x

@@ -314,6 +314,22 @@ def test_convnet_is_a_function_of_its_batch_alone():
     assert first.shape == (7, 10)
 
 
+@pytest.mark.parametrize(("shape", "outputs"), [((1,), 1), ((1, 28, 28), 5)])
+def test_mlp_scores_one_part_of_one_few_shot_task(shape, outputs):
+    network = make_mlp(make_spec("few_shot", shape, outputs))
+    assert network(torch.zeros(7, *shape)).logits.shape == (7, outputs)
+
+
+def test_supervised_refuses_tasks_to_adapt_to():
+    class Episodes(Moons):
+        def __init__(self):
+            super().__init__()
+            self.spec = make_spec("few_shot", (2,), 2)
+
+    with pytest.raises(UserError, match=r"is a few_shot; choose method=maml .*inner_steps=0.* or a task"):
+        make_method(Episodes(), make_mlp)
+
+
 def test_point():
     spec = make_spec("function", (3,), 10)
     network = Point(PointOptions("point", 0.01), spec)
@@ -325,7 +341,7 @@ def test_point():
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: make_mlp(make_spec("function", (3,), 10)), "choose a classification task"),
+        (lambda: make_mlp(make_spec("function", (3,), 10)), "classification or few_shot task"),
         (lambda: Point(PointOptions("point", 0.1), make_spec("classification", (3,), 2)), "function task"),
         (
             lambda: Convnet(

@@ -37,7 +37,7 @@ def options():
 @pytest.fixture(scope="session")
 def make_fresh(request, options):
     """make_fresh(name, *overrides, seed=0, data_dir=...): a task as `metalearn train` builds it, offline."""
-    embedded = ("digits", "python_docs", "quadratic", "rastrigin", "rosenbrock", "two_moons")
+    embedded = ("digits", "python_docs", "quadratic", "rastrigin", "rosenbrock", "sinusoid", "two_moons")
 
     def build(name, *overrides, seed=0, data_dir=None):
         if data_dir is None:

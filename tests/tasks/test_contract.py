@@ -15,8 +15,9 @@ import torch
 import metalearn.options  # noqa: F401
 import tasks  # noqa: F401
 from metalearn import registry
+from metalearn.task import Batch
 
-EMBEDDED = ["digits", "python_docs", "quadratic", "rastrigin", "rosenbrock", "two_moons"]
+EMBEDDED = ["digits", "python_docs", "quadratic", "rastrigin", "rosenbrock", "sinusoid", "two_moons"]
 SPLITS = ("train", "valid", "test", "search_train", "search_valid")
 SLOW = {"cifar10"}  # decoding takes 10 s
 NAMES = [
@@ -36,7 +37,24 @@ def output_for(task, batch):
     """Random scores in the shape that the task's kind asks for."""
     shape = {"language_model": (*batch.x.shape, task.spec.outputs)}
     shape |= dict.fromkeys(("classification", "function"), (len(batch.x), task.spec.outputs))
+    shape |= {"few_shot": (*batch.y.shape[:2], task.spec.outputs)}
     return torch.randn(shape[task.spec.kind], generator=torch.Generator().manual_seed(0))
+
+
+def check_episodes(task, batch, size):
+    """Shapes and types of a meta-batch; with classes, each is shown equally often in either part."""
+    spec, options = task.spec, task.options
+    classes = 1 if batch.y.is_floating_point() else spec.outputs
+    examples = classes * (options.shots + options.queries)
+    assert spec.support == classes * options.shots
+    assert (batch.x.shape, batch.x.dtype) == ((size, examples, *spec.input_shape), torch.float32)
+    if batch.y.is_floating_point():
+        assert (batch.y.shape, batch.y.dtype) == ((size, examples, spec.outputs), torch.float32)
+        return
+    assert (batch.y.shape, batch.y.dtype) == ((size, examples), torch.int64)
+    for row in batch.y:
+        assert row[: spec.support].bincount().tolist() == [options.shots] * classes
+        assert row[spec.support :].bincount().tolist() == [options.queries] * classes
 
 
 @every_task
@@ -64,6 +82,8 @@ def test_batches_have_the_shape_of_their_kind(task, split):
         assert batch.x.shape == batch.y.shape == (size, task.options.time)
         assert batch.x.dtype == batch.y.dtype == torch.int64
         assert 0 <= int(batch.x.min()) <= int(batch.x.max()) < task.spec.outputs
+    elif task.spec.kind == "few_shot":
+        check_episodes(task, batch, size)
     else:
         assert len(batch.x) == len(batch.y) == size
     assert batch.x.float().isfinite().all()
@@ -103,7 +123,8 @@ def test_sweep_is_fixed_and_has_the_size_of_the_split(task):
         pytest.skip("test_text.py counts symbols")
     for split in ("valid", "test", "search_valid"):
         first, second = list(task.sweep(split)), list(task.sweep(split))
-        assert sum(len(batch.y) for batch in first) == task.spec.sizes[split]
+        size = task.options.evaluated if task.spec.kind == "few_shot" else task.spec.sizes[split]
+        assert sum(len(batch.y) for batch in first) == size
         assert all(torch.equal(a.x, b.x) and a.key == b.key for a, b in zip(first, second, strict=True))
 
 
@@ -118,6 +139,21 @@ def test_loss_is_differentiable_and_among_the_metrics(task):
     torch.testing.assert_close(metrics["loss"], loss.detach())
     assert not any(value.requires_grad for value in metrics.values())
     assert task.spec.metric in {*metrics, "perplexity"}
+
+
+@every_task
+def test_one_task_of_a_meta_batch_is_scored_alone(task):
+    """Tasks are of one size, so that the mean over them is the loss of all."""
+    if task.spec.kind != "few_shot":
+        pytest.skip("has no meta-batches")
+    batch = task.batch("train", 0)
+    output = output_for(task, batch)
+    alone = [Batch(x, y, batch.key) for x, y in zip(batch.x, batch.y, strict=True)]
+    losses = [task.loss(scores, one) for scores, one in zip(output, alone, strict=True)]
+    torch.testing.assert_close(torch.stack(losses).mean(), task.loss(output, batch))
+    metrics = [task.metrics(scores, one) for scores, one in zip(output, alone, strict=True)]
+    for quantity, value in task.metrics(output, batch).items():
+        torch.testing.assert_close(torch.stack([each[quantity] for each in metrics]).mean(), value)
 
 
 def digest_of_batches(task):
