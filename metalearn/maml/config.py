@@ -26,3 +26,13 @@ class MamlOptions:
     optimizer: str = choice("adam", "sgd")  # of the meta-parameters
     learning_rate: float = number(above=0)
     clip: float | None = number(above=0)  # largest norm of the meta-gradient; null: none
+
+
+@register("network", "conv4", "metalearn.maml.networks:Conv4")
+@dataclass
+class Conv4Options:
+    """Four convolutions with batch normalisation and a linear head: the network of few-shot images."""
+
+    name: str = required()
+    channels: int = number(at_least=1)  # of every convolution
+    downsampling: str = choice("stride", "pool")  # of the convolutions, or 2x2 max pooling after them
