@@ -1,5 +1,6 @@
 """The processes that share one run: a meta-batch is split over them, hypergradients are averaged."""
 
+import atexit
 import datetime
 import os
 from collections.abc import Callable, Sequence
