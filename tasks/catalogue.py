@@ -11,6 +11,7 @@ _NEEDED: dict[str, list[list[DataFile]]] = {
     "cifar10": [[sources.CIFAR10_ARCHIVE], sources.CIFAR10_BATCHES, sources.CIFAR10_LOSSY],
     "ptb_char": [list(sources.PTB.values())],
     "ptb_word": [list(sources.PTB.values())],
+    "omniglot": [sources.OMNIGLOT],
     "tiny_shakespeare": [[sources.TINY_SHAKESPEARE]],
 }
 

@@ -1,11 +1,8 @@
 """CIFAR-10 from the original batches or from the data set hub's parquet files."""
 
-import contextlib
-import hashlib
 import io
 import pickle
 import tarfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +12,8 @@ from torch import Tensor
 
 from metalearn.registry import UserError
 from tasks import files, sources
-from tasks.examples import Data, digest
+from tasks.decoded import decoded
+from tasks.examples import Data
 
 SIDE = 32
 
@@ -27,20 +25,19 @@ def read_cifar10(data_dir: Path, download: bool) -> Data:
     parquet = not files.missing(sources.CIFAR10_LOSSY, data_dir)
     if original:
         parts = [files.read(file, data_dir, download) for file in sources.CIFAR10_BATCHES]
-        return _data(*_decoded(parts, _from_batches), "original python batches, verified by digest")
+        return _data(decoded("cifar10", parts, _from_batches), "original python batches, verified by digest")
     if packed or not parquet:
         archive = files.read(sources.CIFAR10_ARCHIVE, data_dir, download)
-        return _data(*_decoded([archive], _from_archive), "original archive, verified by digest")
+        return _data(decoded("cifar10", [archive], _from_archive), "original archive, verified by digest")
     parts = [files.read(file, data_dir, download) for file in sources.CIFAR10_LOSSY]
     said = "parquet copy that was re-encoded as lossy JPEG (quality 75), verified by digest: not comparable"
-    return _data(*_decoded(parts, _from_parquet), said, comparable=False)
+    return _data(decoded("cifar10", parts, _from_parquet), said, comparable=False)
 
 
-def _data(x: Tensor, y: Tensor, provenance: str, comparable: bool = True) -> Data:
+def _data(tensors: dict[str, Tensor], provenance: str, comparable: bool = True) -> Data:
     return Data(
-        x,
-        y,
-        test=len(y) // 6,  # 10,000
+        **tensors,
+        test=len(tensors["y"]) // 6,  # 10,000
         largest=255.0,
         mean=(0.49139968, 0.48215827, 0.44653124),  # Liu et al. 2019, of the training images
         deviation=(0.24703233, 0.24348505, 0.26158768),
@@ -51,33 +48,17 @@ def _data(x: Tensor, y: Tensor, provenance: str, comparable: bool = True) -> Dat
     )
 
 
-def _decoded(
-    parts: list[bytes], decode: Callable[[list[bytes]], tuple[Tensor, Tensor]]
-) -> tuple[Tensor, Tensor]:
-    """`decode(parts)`, kept in the cache under the digest of the parts and verified when read back."""
-    key = hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
-    path = files.cache_dir() / f"cifar10_{key}.pt"
-    with contextlib.suppress(Exception):  # whatever a broken cache raises, decode again
-        kept = torch.load(path, weights_only=True)
-        if digest(kept["x"], kept["y"]) == kept["digest"]:
-            return kept["x"], kept["y"]
-    x, y = decode(parts)
-    with contextlib.suppress(OSError), files.replacing(path) as temporary:
-        torch.save({"x": x, "y": y, "digest": digest(x, y)}, temporary)
-    return x, y
-
-
-def _from_archive(parts: list[bytes]) -> tuple[Tensor, Tensor]:
+def _from_archive(parts: list[bytes]) -> dict[str, Tensor]:
     with tarfile.open(fileobj=io.BytesIO(parts[0]), mode="r:gz") as archive:
         members = (archive.extractfile(file.places[0]) for file in sources.CIFAR10_BATCHES)
         return _from_batches([member.read() for member in members if member is not None])
 
 
-def _from_batches(parts: list[bytes]) -> tuple[Tensor, Tensor]:
+def _from_batches(parts: list[bytes]) -> dict[str, Tensor]:
     batches = [_ArrayUnpickler(io.BytesIO(part), encoding="bytes").load() for part in parts]
     x = np.concatenate([batch[b"data"] for batch in batches]).reshape(-1, 3, SIDE, SIDE)
     y = np.concatenate([np.asarray(batch[b"labels"], dtype=np.int64) for batch in batches])
-    return torch.tensor(x), torch.tensor(y)
+    return {"x": torch.tensor(x), "y": torch.tensor(y)}
 
 
 class _ArrayUnpickler(pickle.Unpickler):
@@ -95,14 +76,14 @@ class _ArrayUnpickler(pickle.Unpickler):
         return found
 
 
-def _from_parquet(parts: list[bytes]) -> tuple[Tensor, Tensor]:
+def _from_parquet(parts: list[bytes]) -> dict[str, Tensor]:
     from pyarrow import BufferReader
     from pyarrow.parquet import read_table
 
     tables = [read_table(BufferReader(part), columns=["img", "label"]) for part in parts]
     x = np.stack([_image(row["bytes"]) for table in tables for row in table["img"].to_pylist()])
     y = np.concatenate([table["label"].to_numpy() for table in tables])
-    return torch.tensor(x).permute(0, 3, 1, 2).contiguous(), torch.tensor(y)
+    return {"x": torch.tensor(x).permute(0, 3, 1, 2).contiguous(), "y": torch.tensor(y)}
 
 
 def _image(encoded: bytes) -> np.ndarray:

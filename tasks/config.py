@@ -139,3 +139,12 @@ class SinusoidOptions(EpisodeOptions):
     amplitude: list[float] = required()  # lowest and highest
     phase: list[float] = required()  # lowest and highest, in radians
     inputs: list[float] = required()  # lowest and highest x
+
+
+@register("task", "omniglot", "tasks.omniglot:Omniglot")
+@dataclass
+class OmniglotOptions(EpisodeOptions):
+    """few-shot classification of handwritten characters of eight alphabets (Lake et al. 2015)"""
+
+    ways: int = number(at_least=2)  # classes of a task
+    rotations: bool = required()  # by 90, 180 and 270 degrees: each is a class of its own

