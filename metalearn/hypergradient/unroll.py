@@ -12,21 +12,18 @@ from metalearn.hypergradient.base import (
     meta_gradient,
 )
 from metalearn.hypergradient.config import TruncatedOptions, UnrolledOptions
-from metalearn.problem import Inner, Problem, inner_step, loss_and_gradient
+from metalearn.hypergradient.guard import second_order
+from metalearn.hypergradient.inner_run import run
+from metalearn.hypergradient.recompute import unroll_recomputed
+from metalearn.problem import Inner, Problem, inner_step
 from metalearn.registry import UserError
-from metalearn.task import Batch
 from metalearn.tree import Tree, detach, require_grad
 
 
 def unroll(problem: Problem, meta: Tree, inner: Inner, segment: Segment) -> tuple[Float[Tensor, ""], Inner]:
-    """The sum of outer losses over a segment and the inner run's end, differentiable in `meta` and `inner`.
-
-    Where one pass serves both levels (`problem.shared_loss` and outer[t] is inner[t]) the loss is computed
-    once. Without second derivatives such a loss is also differentiated at once, and only its gradient stays
-    in the graph: nothing is propagated back through what the inner run trains (L2L fig. 2).
-    """
+    """The sum of outer losses over a segment and the inner run's end, differentiable in meta and inner."""
     check_segment(segment)
-    losses, inner = _run(problem, meta, inner, segment)
+    losses, inner = run(problem, meta, inner, segment)
     return torch.stack(losses).sum(), inner
 
 
@@ -34,17 +31,21 @@ class Unrolled(HyperGradient):
     """The exact hypergradient: reverse mode through every inner step of the segment.
 
     A run longer than a segment goes on from the carry, whose history is cut: truncated backpropagation.
-    Every operation of `inner_loss` needs a second derivative; beware of `once_differentiable` functions:
-    `torch.autograd.grad` never reaches their error and drops their term in silence (torch 2.13).
+    Every operation of `inner_loss` needs a second derivative; where one is missing a UserError says so.
+
+    Cost for K inner steps: about 5 evaluations of the inner loss a step, and memory for K steps. With
+    `recompute` (Griewank and Walther 2000, with one level): 2 evaluations a step more, and memory for
+    sqrt(K) states and sqrt(K) steps. Both give the same numbers to rounding.
     """
 
     def __init__(self, options: UnrolledOptions) -> None:
-        self.options = options
+        self.unroll = unroll_recomputed if options.recompute else unroll
 
     def init(self, problem: Problem, meta: Tree, rng: torch.Generator) -> Inner:
         """A fresh inner run."""
         return problem.init(meta, rng).detach()
 
+    @second_order("unrolled")
     def estimate(
         self,
         problem: Problem,
@@ -55,14 +56,15 @@ class Unrolled(HyperGradient):
     ) -> Estimate:
         """The hypergradient over the segment; the carry is where it ended."""
         meta = require_grad(meta)
-        loss, inner = unroll(problem, meta, carry.detach(), segment)
+        loss, inner = self.unroll(problem, meta, carry.detach(), segment)
         return Estimate(meta_gradient(loss, meta), loss.detach(), inner.detach())
 
 
 class Truncated(HyperGradient):
     """Reverse mode through the last `window` inner steps of the segment; the ones before count as constants.
 
-    Outer losses before the window contribute their partial derivative by meta.
+    Outer losses before the window contribute their partial derivative by meta. Cost: as `Unrolled` for the
+    window, one first-order step for each step before it; memory for the window (Shaban et al. 2019).
     """
 
     def __init__(self, options: TruncatedOptions) -> None:
@@ -72,6 +74,7 @@ class Truncated(HyperGradient):
         """A fresh inner run."""
         return problem.init(meta, rng).detach()
 
+    @second_order("truncated")
     def estimate(
         self,
         problem: Problem,
@@ -94,57 +97,6 @@ class Truncated(HyperGradient):
                 losses.append(problem.outer_loss(meta, inner.params, segment.outer[step]))
             inner = inner_step(problem, detach(meta), inner, batch).detach()
         outer = {step - start: batch for step, batch in segment.outer.items() if step >= start}
-        tail, inner = _run(problem, meta, inner, Segment(segment.inner[start:], outer))
+        tail, inner = run(problem, meta, inner, Segment(segment.inner[start:], outer))
         loss = torch.stack(losses + tail).sum()
         return Estimate(meta_gradient(loss, meta), loss.detach(), inner.detach())
-
-
-def _run(problem: Problem, meta: Tree, inner: Inner, segment: Segment) -> tuple[list[Tensor], Inner]:
-    """The outer losses over a segment, in order, and the inner run's end, all in one graph."""
-    losses = []
-    for step, batch in enumerate(segment.inner):
-        scores, grads = _visit(problem, meta, inner.params, batch, segment.outer.get(step))
-        losses += scores
-        inner = problem.update(meta, inner, grads)
-    last = segment.outer.get(len(segment.inner))
-    if last is not None:
-        losses.append(problem.outer_loss(meta, inner.params, last))
-    return losses, inner
-
-
-def _visit(
-    problem: Problem, meta: Tree, params: Tree, batch: Batch, scored: Batch | None
-) -> tuple[list[Tensor], Tree]:
-    """The outer loss at `params`, if one is asked for, and the gradient for the inner step from there."""
-    shared = problem.shared_loss and scored is batch
-    if problem.second_derivatives:
-        loss, grads = loss_and_gradient(problem, meta, params, batch, create_graph=True)
-    elif shared:
-        loss, grads = _injected(problem, meta, params, batch)
-    else:
-        loss, grads = loss_and_gradient(problem, detach(meta), params, batch)
-    if scored is None:
-        return [], grads
-    return [loss if shared else problem.outer_loss(meta, params, scored)], grads
-
-
-def _injected(problem: Problem, meta: Tree, params: Tree, batch: Batch) -> tuple[Tensor, Tree]:
-    """The loss with its gradients by `params` and `meta` as constants, and the former.
-
-    The value is the loss; backward gives what the loss would, without its graph, which is freed here.
-    """
-    copies = require_grad(params)
-    entries = [*params.values(), *(leaf for leaf in meta.values() if leaf.requires_grad)]
-    leaves = [*copies.values(), *entries[len(params) :]]
-    loss = problem.inner_loss(meta, copies, batch)
-    slopes = torch.autograd.grad(loss, leaves, allow_unused=True)
-    linear = [
-        (slope * (entry - entry.detach())).sum()
-        for entry, slope in zip(entries, slopes, strict=True)
-        if slope is not None and entry.requires_grad
-    ]
-    grads = {
-        key: torch.zeros_like(leaf) if slope is None else slope
-        for (key, leaf), slope in zip(params.items(), slopes, strict=False)
-    }
-    return sum(linear, loss.detach()), grads
