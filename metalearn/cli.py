@@ -30,6 +30,7 @@ FAMILIES = (
     "metalearn.hypernetworks",
     "metalearn.learned_optimizers",
     "metalearn.maml",
+    "metalearn.hyperparameters",
 )
 LISTS = ("tasks", "networks", "methods", "hypergradients", "recipes", "runs")
 

@@ -21,6 +21,7 @@ TOY = {
     ],
     "hypernetworks/": ["task=python_docs", "task.batch=2", "task.time=4", "network.units=8"],
     "learned_optimizers/mnist": ["task=digits", "task.batch=4"],
+    "hyperparameters/": ["task=digits", "task.batch=4", "method.horizon=3"],
 }  # fmt: skip
 
 
