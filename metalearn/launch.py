@@ -68,7 +68,7 @@ def launch(arguments: list[str]) -> int:
         os.environ["COMP_LINE"] = re.sub(r"\btrain\s", "", os.environ["COMP_LINE"], count=1)
     sys.argv = [sys.argv[0], *_rerun(arguments)]
     several = bool({"-m", "--multirun"} & set(arguments))
-    if several and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if several and "WORLD_SIZE" in os.environ:
         raise UserError("-m: a sweep cannot share processes; start its jobs by torchrun one by one")
     failures: list[tuple[str, Exception]] = []
 

@@ -3,6 +3,7 @@
 import atexit
 import datetime
 import os
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -33,6 +34,7 @@ class Processes:
 
     def __init__(self, rank: int = 0, size: int = 1) -> None:
         self.rank, self.size = rank, size
+        self._lost = False
 
     @classmethod
     def from_environment(cls, device: torch.device, timeout: float) -> "Processes":
@@ -46,8 +48,10 @@ class Processes:
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         if not dist.is_initialized():
             backend = "nccl" if device.type == "cuda" else "gloo"
-            _exchange(lambda: dist.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout)))
-        return cls(dist.get_rank(), dist.get_world_size())
+            dist.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout))
+        processes = cls(dist.get_rank(), dist.get_world_size())
+        atexit.register(processes._leave)
+        return processes
 
     @property
     def leads(self) -> bool:
@@ -71,7 +75,7 @@ class Processes:
         for dtype in dict.fromkeys(leaf.dtype for leaf in tree.values()):
             part = {key: leaf for key, leaf in tree.items() if leaf.dtype == dtype}
             flat = torch.cat([leaf.detach().reshape(-1) for leaf in part.values()])
-            _exchange(lambda flat=flat: dist.all_reduce(flat))
+            self._exchange(lambda flat=flat: dist.all_reduce(flat))
             pieces = (flat / self.size).split([leaf.numel() for leaf in part.values()])
             averaged |= {
                 key: piece.view(leaf.shape) for (key, leaf), piece in zip(part.items(), pieces, strict=True)
@@ -83,19 +87,28 @@ class Processes:
         if self.size == 1:
             return thing
         box = [thing]
-        _exchange(lambda: dist.broadcast_object_list(box, src=0))
+        self._exchange(lambda: dist.broadcast_object_list(box, src=0))
         return box[0]
+
+    def _exchange(self, action: Callable[[], object]) -> None:
+        try:
+            action()
+        except RuntimeError as error:
+            self._lost = True
+            raise PeerLost(
+                f"another process of this run is gone or does not answer ({str(error).splitlines()[0][:160]})"
+            ) from error
+
+    def _leave(self) -> None:
+        """At exit. After a lost peer torch's threads may abort the process, so they are not waited for."""
+        if self._lost:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(PeerLost.exit_code)
+        elif dist.is_initialized():
+            dist.destroy_process_group()
 
 
 def world_size() -> int:
     """How many processes torchrun has started for this run; 1 without it."""
     return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def _exchange(action: Callable[[], object]) -> None:
-    try:
-        action()
-    except RuntimeError as error:
-        raise PeerLost(
-            f"another process of this run is gone or does not answer ({str(error).splitlines()[0][:160]})"
-        ) from error

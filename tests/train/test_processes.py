@@ -103,7 +103,7 @@ def test_a_killed_leader_ends_the_others(tmp_path):
     wait_for_rows(tmp_path / "run")
     processes[0].kill()
     codes, said = end(processes)
-    assert codes == [-signal.SIGKILL, 1]
+    assert codes == [-signal.SIGKILL, 1], said
     assert "another process of this run is gone" in said[1]
 
 
