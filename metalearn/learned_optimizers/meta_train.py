@@ -1,4 +1,4 @@
-"""Meta-training of the LSTM optimizer by truncated backpropagation through its own runs."""
+"""Meta-training of the LSTM optimizer by hypergradients of its own runs."""
 
 import dataclasses
 import json
@@ -10,8 +10,10 @@ from jaxtyping import Float
 from safetensors.torch import save_file
 from torch import Tensor
 
-from metalearn.hypergradient.base import Segment
-from metalearn.hypergradient.first_order import FirstOrder
+from metalearn.hypergradient.base import Carry, HyperGradient, Segment
+from metalearn.hypergradient.finite_difference import FiniteDifference
+from metalearn.hypergradient.particles import from_state, play, to_state
+from metalearn.hypergradient.pes import Pes
 from metalearn.learned_optimizers.config import LearnedOptimizerOptions
 from metalearn.learned_optimizers.lstm import LstmRule
 from metalearn.learned_optimizers.optimizees import Optimizee
@@ -25,6 +27,12 @@ from metalearn.task import Batch, Metrics, Split
 from metalearn.tree import Tree, clip_norm, count, detach, require_grad, scale
 
 SERIES = "LSTM optimizer"
+UNFIT = {  # class of an estimator: its name, and what is wrong with it here
+    "FirstOrder": "first_order, which takes no inner step, so that the rule would have no gradient",
+    "Neumann": "neumann, which is about the end of a converged run, whereas every point of a run is scored",
+    "ConjugateGradient": "conjugate_gradient, which is about the end of a converged run, whereas every point "
+    "of a run is scored",
+}
 
 
 class Run(Problem):
@@ -57,7 +65,9 @@ class Run(Problem):
 class LearnedOptimizer(Bilevel):
     """Adam on the LSTM's weights; one step is one unroll, `horizon / unroll` of them are one problem's run.
 
-    Parameters and hidden states are carried over between the unrolls of a run, by value.
+    Parameters and hidden states are carried over between the unrolls of a run, by value; `pes` carries its
+    particles over in their place. It and `evolution` see the gradients' own dependence on the rule too,
+    whatever `second_derivatives` says: they compare values.
     """
 
     def __init__(self, options: LearnedOptimizerOptions, context: Context) -> None:
@@ -65,22 +75,15 @@ class LearnedOptimizer(Bilevel):
             raise UserError(
                 f"method.unroll: got {options.unroll}, must divide method.horizon, {options.horizon}"
             )
-        if context.hypergradient is None:
-            raise UserError("learned_optimizer: got hypergradient none; choose hypergradient=unrolled")
-        if isinstance(context.hypergradient, FirstOrder):
-            raise UserError(
-                "learned_optimizer: got hypergradient first_order, which takes no inner step, so that the "
-                "rule would have no gradient; choose hypergradient=unrolled"
-            )
+        self.estimator = _checked(context.hypergradient, options)
         self.options, self.seed, self.machine = options, context.seed, context.machine
-        self.estimator = context.hypergradient
         self.optimizee = Optimizee(options, context)
         self.rule = LstmRule(options, context.machine)
         self.problem = Run(self.rule, self.optimizee, options.second_derivatives)
         fresh = self.rule.network.init(generator(context.seed, "learned_optimizer"))
         self.meta = require_grad({key: context.machine.put(leaf) for key, leaf in fresh.items()})
         self.optimizer = torch.optim.Adam(self.meta.values(), options.learning_rate)
-        self.carry: Inner | None = None
+        self.carry: Carry | None = None
         self.curves: dict[str, Tensor] = {}  # of the last evaluations, for `artifacts`
 
     def step(self, index: int) -> Metrics:
@@ -93,15 +96,20 @@ class LearnedOptimizer(Bilevel):
             estimate = self.estimator.estimate(self.problem, self.meta, self.carry, segment, rng)
         self.carry = estimate.carry
         self._descend(scale(estimate.grad, 1 / self.optimizee.functions))
-        return {"train/meta_loss": estimate.loss / (len(segment.outer) * self.optimizee.functions)}
+        loss = estimate.loss / (len(segment.outer) * self.optimizee.functions)
+        return {"train/meta_loss": loss, **estimate.metrics}
 
     def situations(self, index: int) -> list[Situation]:
-        """One unroll, from where the present run stands or from a fresh problem's start."""
+        """One unroll, from where the present run stands or from a fresh problem's start.
+
+        Particles stand nowhere themselves, nor does their mean: for them it is where the run would have
+        come to under the present meta-parameters, which is run again from its start (< `horizon` steps).
+        """
         run, part = divmod(index, self.options.horizon // self.options.unroll)
-        inner = self.carry
+        inner, segment = self.carry, self.segment(run, part)
         if part == 0 or not isinstance(inner, Inner):
-            inner = self.problem.init(self.meta, self.optimizee.stream("train", run))
-        return [Situation(self.problem, self.meta, inner.detach(), self.segment(run, part))]
+            inner = self._replayed(run, 0 if inner is None else part)
+        return [Situation(self.problem, self.meta, inner.detach(), segment)]
 
     def segment(self, run: int, part: int) -> Segment:
         """The batches of one unroll; the point after its last update is also where the next one starts."""
@@ -118,7 +126,7 @@ class LearnedOptimizer(Bilevel):
 
     def state_dict(self) -> dict[str, Any]:
         """Weights, Adam's moments, and where the present run stands."""
-        carry = self.carry and {"params": self.carry.params, "slots": self.carry.slots}
+        carry = None if self.carry is None else to_state(self.carry)
         return {"meta": detach(self.meta), "optimizer": self.optimizer.state_dict(), "carry": carry}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -128,7 +136,7 @@ class LearnedOptimizer(Bilevel):
                 leaf.copy_(state["meta"][key])
         self.optimizer.load_state_dict(state["optimizer"])
         carry = state["carry"]
-        self.carry = carry and Inner(self._placed(carry["params"]), self._placed(carry["slots"]))
+        self.carry = None if carry is None else from_state(carry, self.machine.put)
         self.curves = {}
 
     def artifacts(self, folder: Path) -> None:
@@ -151,5 +159,35 @@ class LearnedOptimizer(Bilevel):
             leaf.grad = grads[key]
         self.optimizer.step()
 
-    def _placed(self, tree: Tree) -> Tree:
-        return {key: self.machine.put(leaf) for key, leaf in tree.items()}
+    def _replayed(self, run: int, parts: int) -> Inner:
+        """Where a run stands after its first `parts` unrolls under the meta-parameters as they are."""
+        inner = self.problem.init(self.meta, self.optimizee.stream("train", run))
+        for part in range(parts):
+            batches = self.segment(run, part).inner
+            with self.machine.autocast():
+                _, inner = play(self.problem, self.meta, inner, Segment(batches, {}))
+        return inner
+
+
+def _checked(estimator: HyperGradient | None, options: LearnedOptimizerOptions) -> HyperGradient:
+    """`estimator`, if it can teach a rule by unrolls that are scored at every point. Raises UserError."""
+    if estimator is None:
+        raise UserError("learned_optimizer: got hypergradient none; choose hypergradient=unrolled")
+    if type(estimator).__name__ in UNFIT:
+        raise UserError(
+            f"learned_optimizer: got hypergradient {UNFIT[type(estimator).__name__]}; "
+            "choose hypergradient=unrolled, truncated, forward, evolution or pes"
+        )
+    if isinstance(estimator, FiniteDifference) and options.unroll != 1:
+        raise UserError(
+            "learned_optimizer: got hypergradient finite_difference, which takes exactly one inner step, and "
+            f"method.unroll={options.unroll}; set method.unroll=1 method.count_last=true, or choose "
+            "hypergradient=unrolled"
+        )
+    if options.unroll == 1 and not options.count_last and not isinstance(estimator, Pes):
+        raise UserError(
+            "learned_optimizer: got method.unroll=1 with count_last=false, which scores an unroll before the "
+            "rule has moved anything, so that its gradient is zero; set method.count_last=true, raise "
+            "method.unroll, or choose hypergradient=pes"
+        )
+    return estimator

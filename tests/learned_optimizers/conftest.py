@@ -5,11 +5,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from torch import Tensor
 from torch.nn import functional as F
 
 import metalearn.learned_optimizers  # noqa: F401
-from metalearn.config import MachineOptions
+from metalearn import registry
+from metalearn.compose import CONF
+from metalearn.config import MachineOptions, typed
 from metalearn.hypergradient.config import UnrolledOptions
 from metalearn.hypergradient.unroll import Unrolled
 from metalearn.learned_optimizers.config import LearnedOptimizerOptions, TunedOptimizersOptions
@@ -111,6 +114,16 @@ def context(task: Task, steps: int = 10, seed: int = 0) -> Context:
     return Context(task, network, Unrolled(UnrolledOptions("unrolled", False)), machine, seed, steps)
 
 
+def with_estimator(task: Task, name: str, **settings) -> Context:
+    """A context whose estimator is that of conf/, but for `settings`."""
+    chosen = typed(
+        registry.entry("hypergradient", name).options,
+        OmegaConf.to_container(OmegaConf.load(CONF / "hypergradient" / f"{name}.yaml")) | settings,
+        "hypergradient.",
+    )
+    return context(task)._replace(hypergradient=registry.build("hypergradient", chosen))
+
+
 @pytest.fixture
 def float64():
     torch.set_default_dtype(torch.float64)
@@ -122,5 +135,11 @@ def float64():
 def kit():
     """The small tasks, and builders of options and contexts."""
     return SimpleNamespace(
-        Quadratics=Quadratics, Blobs=Blobs, learned=learned, tuned=tuned, context=context, spec=_spec
+        Quadratics=Quadratics,
+        Blobs=Blobs,
+        learned=learned,
+        tuned=tuned,
+        context=context,
+        with_estimator=with_estimator,
+        spec=_spec,
     )

@@ -7,11 +7,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from metalearn.hypergradient.config import FirstOrderOptions
-from metalearn.hypergradient.first_order import FirstOrder
+from metalearn import registry
 from metalearn.learned_optimizers.meta_train import SERIES, LearnedOptimizer
 from metalearn.learned_optimizers.rollout import summary
+from metalearn.problem import inner_step
 from metalearn.registry import UserError
+from metalearn.train.checkpoint import tensors
 
 
 def _saved(state):
@@ -135,10 +136,110 @@ def test_mistakes_are_explained(kit):
         LearnedOptimizer(kit.learned(), kit.context(kit.Blobs())._replace(hypergradient=None))
 
 
-def test_an_estimator_without_inner_steps_is_refused(kit):
-    context = kit.context(kit.Blobs())._replace(hypergradient=FirstOrder(FirstOrderOptions("first_order")))
-    with pytest.raises(UserError, match="first_order, which takes no inner step"):
-        LearnedOptimizer(kit.learned(), context)
+UNFIT = [
+    ("first_order", {}, "first_order, which takes no inner step"),
+    ("neumann", {}, "neumann, .* every point of a run is scored; choose hypergradient=unrolled"),
+    ("conjugate_gradient", {}, "conjugate_gradient, .* every point of a run is scored"),
+    ("finite_difference", {}, r"exactly one inner step, and method.unroll=3; set method.unroll=1"),
+    ("unrolled", {"unroll": 1}, "count_last=false, which scores .* its gradient is zero"),
+    ("evolution", {"unroll": 1}, "method.count_last=true, raise method.unroll, or choose hypergradient=pes"),
+]
+
+
+@pytest.mark.parametrize(("name", "changes", "message"), UNFIT)
+def test_estimators_that_cannot_teach_are_refused(kit, name, changes, message):
+    pytest.importorskip(registry.entry("hypergradient", name).target.partition(":")[0])
+    with pytest.raises(UserError, match=message):
+        LearnedOptimizer(kit.learned(**changes), kit.with_estimator(kit.Blobs(), name))
+
+
+FIT = [
+    ("unrolled", {}),
+    ("truncated", {"window": 3}),
+    ("forward", {}),
+    ("evolution", {}),
+    ("pes", {}),
+    ("pes", {"unroll": 1}),
+    ("finite_difference", {"unroll": 1, "count_last": True}),
+]
+
+
+@pytest.mark.parametrize(("name", "changes"), FIT)
+def test_estimators_that_can_teach_do(kit, name, changes):
+    """Two steps move the LSTM by what the estimator says."""
+    settings = {key: changes[key] for key in changes if key == "window"}
+    options = {"hidden": 2, "layers": 1} | {key: changes[key] for key in changes if key != "window"}
+    method = LearnedOptimizer(kit.learned(**options), kit.with_estimator(kit.Blobs(), name, **settings))
+    before = {key: leaf.detach().clone() for key, leaf in method.meta.items()}
+    metrics = [method.step(index) for index in range(2)]
+    assert all(value.isfinite() for step in metrics for value in step.values())
+    assert not all(torch.equal(leaf, before[key]) for key, leaf in method.meta.items())
+    assert ("hypergradient/spread" in metrics[0]) == (name in ("evolution", "pes"))
+
+
+@pytest.mark.parametrize("name", ["evolution", "pes"])
+@pytest.mark.parametrize("stop", [1, 2, 3])
+def test_resume_is_bit_exact_by_values_too(kit, name, stop):
+    """Particles and their perturbations survive the checkpoint."""
+
+    def fresh():
+        return LearnedOptimizer(kit.learned(unroll=2), kit.with_estimator(kit.Blobs(), name, pairs=2))
+
+    whole, first, second = fresh(), fresh(), fresh()
+    losses = [whole.step(index)["train/meta_loss"] for index in range(5)]
+    for index in range(stop):
+        first.step(index)
+    second.load_state_dict(_saved(first.state_dict()))
+    resumed = [second.step(index)["train/meta_loss"] for index in range(stop, 5)]
+
+    assert torch.equal(torch.stack(resumed), torch.stack(losses[stop:]))
+    assert all(torch.equal(second.meta[key], leaf) for key, leaf in whole.meta.items())
+    states = [list(tensors(method.state_dict())) for method in (second, whole)]
+    assert [place for place, _ in states[0]] == [place for place, _ in states[1]]
+    assert all(torch.equal(a, b) for (_, a), (_, b) in zip(*states, strict=True))
+    without = fresh()
+    without.load_state_dict({**_saved(first.state_dict()), "carry": None})
+    without.step(stop)
+    again = fresh()
+    again.load_state_dict(_saved(first.state_dict()))
+    again.step(stop)
+    lost = all(torch.equal(without.meta[key], leaf) for key, leaf in again.meta.items())
+    assert lost == (stop == 3)  # where a new run starts there is nothing to lose
+
+
+def test_a_situation_of_particles_is_a_run_of_its_own(kit):
+    """The unperturbed run under the present rule, at the same point and before the same batches."""
+    options = kit.learned(unroll=2)
+    method = LearnedOptimizer(options, kit.with_estimator(kit.Blobs(), "pes", pairs=2))
+    assert torch.equal(
+        method.situations(4)[0].inner.params["theta"],
+        method.optimizee.start(method.optimizee.stream("train", 1)),
+    )
+    for index in range(5):
+        method.step(index)
+    before = _saved(method.state_dict())
+    (found,) = method.situations(5)
+
+    inner = method.problem.init(method.meta, method.optimizee.stream("train", 1))
+    for batch in method.optimizee.batches("train", 1, 0, 4):
+        inner = inner_step(method.problem, method.meta, inner, batch)
+    torch.testing.assert_close(found.inner, inner.detach(), rtol=0, atol=0)
+    assert [batch.key[1] for batch in found.segment.inner] == [7 + 4, 7 + 5]
+    after = dict(tensors(method.state_dict()))
+    assert all(torch.equal(after[place], leaf) for place, leaf in tensors(before))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["evolution", "pes"])
+def test_learns_from_values_alone(kit, name):
+    """The final validation loss of quadratics falls below that of the untrained LSTM."""
+    options = kit.learned(horizon=20, unroll=10, valid_problems=16, hidden=4, layers=1)
+    context = kit.with_estimator(kit.Quadratics(), name, pairs=4, deviation=0.05)
+    method = LearnedOptimizer(options, context)
+    before = method.evaluate("valid")["valid/final_loss"]
+    for index in range(80):
+        method.step(index)
+    assert method.evaluate("valid")["valid/final_loss"] < 0.9 * before
 
 
 def test_divergence_counts_as_no_progress_and_is_told():
