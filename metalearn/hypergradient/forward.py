@@ -100,7 +100,7 @@ class _Following:
         meta, params = require_grad(self.meta), require_grad(params)
         loss = self.problem.inner_loss(meta, params, batch)
         if check:
-            check_twice_differentiable(loss, params)
+            check_twice_differentiable(loss, params | {f"meta/{key}": leaf for key, leaf in meta.items()})
         leaves = [*params.values(), *meta.values()]
         slopes = torch.autograd.grad(loss, leaves, create_graph=True, allow_unused=True)
         along = [*tangent.values(), *self.directions.values()]

@@ -16,7 +16,10 @@ from torch.autograd.graph import Node, get_gradient_edge
 from metalearn.registry import UserError
 from metalearn.tree import Tree
 
-WITHOUT = "choose hypergradient=finite_difference, first_order or evolution, which need no second derivative"
+WITHOUT = (
+    "choose hypergradient=finite_difference (one inner step), first_order or evolution, which need no second "
+    "derivative"
+)
 CAUSES = (  # what torch says, what it is called, which switch helps
     (
         r"derivative for '?(?:aten::)?(_?scaled_dot_product\w*)",
@@ -75,8 +78,10 @@ def _explain(message: str) -> str | None:
 def check_twice_differentiable(loss: Tensor, params: Tree) -> None:
     """Raises UserError if `loss` reaches `params` through a Function marked `once_differentiable`.
 
-    `torch.autograd.grad` drops the second-order term of such a Function in silence (torch 2.13): the node
-    that would raise its error is never executed. One walk over the graph of `loss`.
+    `params` are the tensors by which the loss is differentiated first; behind such a Function of others
+    alone, say of meta-parameters, one derivative is enough. `torch.autograd.grad` drops the second-order term
+    of such a Function in silence (torch 2.13): no node that would raise its error is executed. One walk over
+    the graph of `loss`.
     """
     once = [node for node in _ancestors(loss.grad_fn) if _once_differentiable(node)]
     if not once:
