@@ -6,16 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
+import metalearn.hypergradient  # noqa: F401  (registers the names)
+from metalearn import registry
 from metalearn.hypergradient.base import HyperGradient, Segment
-from metalearn.hypergradient.config import (
-    FiniteDifferenceOptions,
-    FirstOrderOptions,
-    TruncatedOptions,
-    UnrolledOptions,
-)
-from metalearn.hypergradient.finite_difference import FiniteDifference
-from metalearn.hypergradient.first_order import FirstOrder
-from metalearn.hypergradient.unroll import Truncated, Unrolled
 from metalearn.problem import Inner, Problem, inner_step
 from metalearn.tree import Tree, detach, norm
 
@@ -51,17 +44,30 @@ def _relative_error(found: Tree, expected: Tree) -> float:
     return float(norm(detach(difference)) / norm(detach(expected)))
 
 
-def _estimator(name: str, setting: float = 0) -> HyperGradient:
-    """An estimator by name, with its radius or window."""
-    if name == "first_order":
-        return FirstOrder(FirstOrderOptions(name))
-    if name == "finite_difference":
-        return FiniteDifference(FiniteDifferenceOptions(name, setting))
-    return (
-        Unrolled(UnrolledOptions(name, False))
-        if name == "unrolled"
-        else Truncated(TruncatedOptions(name, int(setting)))
-    )
+SETTING = {  # what the one number of `estimator` means
+    "finite_difference": "radius",
+    "truncated": "window",
+    "forward": "chunk",
+    "neumann": "iterations",
+    "conjugate_gradient": "iterations",
+    "evolution": "pairs",
+    "pes": "pairs",
+}
+OTHERS = {
+    "unrolled": {"recompute": False},
+    "neumann": {"step": 0.1, "damping": 0.0},
+    "conjugate_gradient": {"damping": 0.0},
+    "evolution": {"deviation": 0.01},
+    "pes": {"deviation": 0.01},
+}
+
+
+def _estimator(name: str, setting: float = 0, **others: float) -> HyperGradient:
+    """An estimator by name, with its radius, window, chunk, iterations or pairs; other options by name."""
+    options = {"name": name, **OTHERS.get(name, {}), **others}
+    if name in SETTING:
+        options[SETTING[name]] = setting if name == "finite_difference" else int(setting)
+    return registry.build("hypergradient", registry.entry("hypergradient", name).options(**options))
 
 
 @pytest.fixture(scope="session")
