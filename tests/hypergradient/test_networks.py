@@ -282,7 +282,7 @@ def test_unrolled_equals_higher(kind, momentum, estimator):
     torch.testing.assert_close(ours.carry.params, final, rtol=1e-12, atol=1e-14)
 
 
-@pytest.mark.parametrize("kind", [Mlp, Recurrent])
+@pytest.mark.parametrize("kind", [Mlp, ConvNormed, Recurrent, Lstm])
 def test_unrolled_adam_equals_torchopt(kind, estimator):
     torchopt = pytest.importorskip("torchopt")
     problem = Regression(kind, "adam")
@@ -312,4 +312,5 @@ def _tensors(module):
     """A module's parameters by name, also after TorchOpt has put graph tensors in their place."""
     for name, child in module.named_modules():
         for key, value in child._parameters.items():
-            yield f"{name}.{key}" if name else key, value
+            if value is not None:
+                yield f"{name}.{key}" if name else key, value

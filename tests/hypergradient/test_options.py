@@ -11,7 +11,14 @@ from metalearn import registry
 from metalearn.compose import CONF
 from metalearn.hypergradient.base import HyperGradient
 
-NAMES = ["finite_difference", "first_order", "truncated", "unrolled"]
+NAMES = [
+    "conjugate_gradient", "evolution", "finite_difference", "first_order", "forward", "neumann", "pes",
+    "truncated", "unrolled",
+]  # fmt: skip
+
+
+def test_these_are_all():
+    assert registry.names("hypergradient") == NAMES
 
 
 def values(name):
