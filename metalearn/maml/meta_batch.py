@@ -1,7 +1,9 @@
-"""All tasks of a meta-batch in one pass: hypergradients and adaptation by `vmap`.
+"""All tasks of a meta-batch in one pass: hypergradients and adaptation.
 
-`vmap` is the outermost transform, always: gradients taken of a vmapped function (grad over vmap) are silently
-wrong in second order through affine normalisations (torch 2.13; 16 % on one MAML step of a convnet).
+Perceptrons and conv4 are computed with stacked weights (`stacked.py`), for speed; any other network, and
+iMAML, by `vmap`. There `vmap` is the outermost transform, always: gradients taken of a vmapped function (grad
+over vmap) are silently wrong in second order through affine normalisations (torch 2.13; 16 % on one MAML step
+of a convnet).
 """
 
 from collections.abc import Callable, Iterator
@@ -11,14 +13,22 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.func import grad, grad_and_value, vjp, vmap
 from torch.nn.modules.dropout import _DropoutNd
-from torch.func import grad, grad_and_value, vmap
 
-from metalearn.hypergradient.config import ConjugateGradientOptions
+from metalearn.hypergradient.base import HyperGradient, Segment
+from metalearn.hypergradient.config import UnrolledOptions
+from metalearn.hypergradient.conjugate_gradient import ConjugateGradient, solve
+from metalearn.hypergradient.implicit import residual
+from metalearn.hypergradient.unroll import Unrolled
 from metalearn.maml.problem import FewShot
+from metalearn.maml.stacked import SideBySide, has_form, unlaid
+from metalearn.problem import inner_step
 from metalearn.registry import UserError
 from metalearn.task import Batch, Metrics
-from metalearn.tree import Tree, add, dot, tree_map
+from metalearn.tree import Tree, add, detach, scale, tree_map
+
+EXACT = Unrolled(UnrolledOptions("unrolled", recompute=False))
 
 
 class MetaGradient(NamedTuple):
@@ -35,18 +45,48 @@ def meta_gradient(
     support: Batch,
     query: Batch,
     steps: int,
-    implicit: ConjugateGradientOptions | None = None,
+    solver: HyperGradient | None = None,
 ) -> MetaGradient:
     """The hypergradient of `problem.options.algorithm` after `steps` inner steps on each task.
 
     Batches are [task example ...]. maml, anil, meta_sgd: exact, through the inner run; fomaml: the gradient
     at its end; reptile: minus the way the inner run went (Nichol et al. 2018, divided by no learning rate);
-    imaml: implicit at its end, by conjugate gradients as `implicit` says.
+    imaml: implicit at its end by the conjugate gradients of `solver`, with their metrics.
     Raises UserError for networks that `vmap` cannot run.
     """
+    if has_form(problem.network) and problem.options.algorithm != "imaml":
+        return stacked_gradient(problem, meta, support, query, steps)
+    return vmapped_gradient(problem, meta, support, query, steps, solver)
+
+
+def stacked_gradient(problem: FewShot, meta: Tree, support: Batch, query: Batch, steps: int) -> MetaGradient:
+    """`meta_gradient` as one estimate on the tasks side by side."""
+    tasks = len(support.x)
+    together = SideBySide(problem, tasks)
+    if problem.options.algorithm == "reptile":
+        end = _stacked_run(together, meta, support, steps)[-1]
+        grads = {f"init/{name}": -delta.mean(dim=0) for name, delta in unlaid(end, _init(meta)).items()}
+        metrics = together.metrics(meta, end, query)
+        return MetaGradient(grads, together.outer_loss(meta, end, query).detach() / tasks, _mean(metrics))
+    segment = Segment([support] * steps, {steps: query})
+    start, rng = together.init(meta), torch.Generator()
+    estimate = EXACT.estimate(together, meta, start, segment, rng)
+    metrics = together.metrics(meta, estimate.carry.params, query)
+    return MetaGradient(scale(estimate.grad, 1 / tasks), estimate.loss / tasks, _mean(metrics))
+
+
+def vmapped_gradient(
+    problem: FewShot,
+    meta: Tree,
+    support: Batch,
+    query: Batch,
+    steps: int,
+    solver: HyperGradient | None = None,
+) -> MetaGradient:
+    """`meta_gradient` by `vmap` over the gradient of one task. Raises UserError where it cannot be."""
     rule = _RULES.get(problem.options.algorithm, _unrolled)
     if rule is _implicit:
-        rule = partial(_implicit, options=_required(implicit))
+        rule = partial(_implicit, solver=_required(solver))
 
     def one(support: Batch, query: Batch) -> tuple[Tree, tuple[Tensor, Metrics]]:
         return rule(problem, meta, support, query, steps)
@@ -57,11 +97,19 @@ def meta_gradient(
 
 def adapt(problem: FewShot, meta: Tree, support: Batch, steps: int) -> Tree:
     """Where each task's inner run ends: delta by name, [task ...]; the network's are `problem.weights`."""
+    if has_form(problem.network):
+        end = _stacked_run(SideBySide(problem, len(support.x)), meta, support, steps)[-1]
+        return unlaid(end, _init(meta))
     return _over_tasks(problem, lambda batch: _run(problem, meta, batch, steps), support)
 
 
 def scores(problem: FewShot, meta: Tree, support: Batch, query: Batch, steps: int) -> Metrics:
     """The queries' metrics after 0, 1, ... `steps` inner steps, each [task steps+1]."""
+    if has_form(problem.network):
+        together = SideBySide(problem, len(support.x))
+        places = _stacked_run(together, meta, support, steps)
+        rows = [together.metrics(meta, params, query) for params in places]
+        return {quantity: torch.stack([row[quantity] for row in rows], dim=1) for quantity in rows[0]}
 
     def one(support: Batch, query: Batch) -> Metrics:
         places = _places(problem, meta, support, steps)
@@ -69,6 +117,21 @@ def scores(problem: FewShot, meta: Tree, support: Batch, query: Batch, steps: in
         return {quantity: torch.stack([metrics[quantity] for metrics in found]) for quantity in found[0]}
 
     return _over_tasks(problem, one, support, query)
+
+
+def _stacked_run(together: SideBySide, meta: Tree, support: Batch, steps: int) -> list[Tree]:
+    """Where the tasks' inner runs stand after 0, 1, ... `steps` steps."""
+    meta, inner = detach(meta), together.init(meta)
+    places = [inner.params]
+    for _ in range(steps):
+        inner = inner_step(together, meta, inner, support).detach()
+        places.append(inner.params)
+    return places
+
+
+def _init(meta: Tree) -> Tree:
+    """The initialisation by the parameters' own names."""
+    return {key.removeprefix("init/"): leaf for key, leaf in meta.items() if key.startswith("init/")}
 
 
 def _unrolled(
@@ -98,27 +161,30 @@ def _reptile(
 
 
 def _implicit(
-    problem: FewShot, meta: Tree, support: Batch, query: Batch, steps: int, options: ConjugateGradientOptions
+    problem: FewShot, meta: Tree, support: Batch, query: Batch, steps: int, solver: ConjugateGradient
 ) -> tuple[Tree, tuple[Tensor, Metrics]]:
-    """The implicit function theorem at the end of one task's inner run (Rajeswaran et al. 2019)."""
-    from metalearn.hypergradient.conjugate_gradient import solve
+    """The implicit function theorem at the end of one task's inner run (Rajeswaran et al. 2019).
 
+    As `differentiate_end`, whose autograd does not run under `vmap`.
+    """
     params = _run(problem, meta, support, steps)
 
     def outer(meta: Tree, params: Tree) -> tuple[Tensor, Metrics]:
         return problem.judge(meta, params, query)
 
-    def slope(meta: Tree, params: Tree) -> Tree:
+    def slopes(meta: Tree, params: Tree) -> Tree:
         return grad(problem.inner_loss, argnums=1)(meta, params, support)
 
-    def product(u: Tree) -> Tree:
-        curved = grad(lambda params: dot(slope(meta, params), u))(params)
-        return add(curved, u, options.damping)
+    (direct, v), (loss, metrics) = grad_and_value(outer, argnums=(0, 1), has_aux=True)(meta, params)
+    pull = vjp(slopes, meta, params)[1]
 
-    (partial_meta, v), (loss, metrics) = grad_and_value(outer, argnums=(0, 1), has_aux=True)(meta, params)
-    u = solve(product, v, options.iterations)
-    through = grad(lambda meta: dot(slope(meta, params), u))(meta)
-    return add(partial_meta, through, -1.0), (loss, metrics)
+    def product(u: Tree) -> Tree:
+        return add(pull(u)[1], u, solver.damping)
+
+    q, negative = solve(product, v, solver.iterations)
+    metrics |= {"hypergradient/negative_curvature": negative.to(loss.dtype)}
+    metrics |= {"hypergradient/residual": residual(product, q, v)}
+    return add(direct, pull(q)[0], -1.0), (loss, metrics)
 
 
 _RULES: dict[str, Callable[..., Any]] = {"reptile": _reptile, "imaml": _implicit}
@@ -141,7 +207,7 @@ def _run(problem: FewShot, meta: Tree, support: Batch, steps: int) -> Tree:
 
 
 def _over_tasks(problem: FewShot, function: Callable[..., Any], *batches: Batch) -> Any:
-    """`function` of one task's part of each batch, for all tasks at once; results are [task ...], detached."""
+    """`function` of one task's part of each batch, for all tasks at once; results are [task ...]."""
     _refuse_state(problem.network)
 
     def one(*tensors: tuple[Tensor, Tensor]) -> Any:
@@ -168,18 +234,18 @@ def _refuse_state(network: nn.Module) -> None:
 
 def _not_vectorisable(network: nn.Module, why: str) -> UserError:
     return UserError(
-        f"method.vectorise: got true, but {type(network).__name__} {why}, which cannot run for all tasks of a "
-        "meta-batch at once; set method.vectorise=false"
+        f"method.vectorise: got true, but {type(network).__name__} {why}, which cannot run for all tasks of "
+        "a meta-batch at once; set method.vectorise=false"
     )
 
 
-def _required(implicit: ConjugateGradientOptions | None) -> ConjugateGradientOptions:
-    if implicit is None:
+def _required(solver: HyperGradient | None) -> ConjugateGradient:
+    if not isinstance(solver, ConjugateGradient):
         raise UserError(
-            "method.algorithm: got imaml, which vectorised takes hypergradient=conjugate_gradient; choose it, or "
-            "set method.vectorise=false"
+            f"method.vectorise: got true with imaml and {type(solver).__name__}; vectorised, imaml takes "
+            "hypergradient=conjugate_gradient; choose it, or set method.vectorise=false"
         )
-    return implicit
+    return solver
 
 
 def _mean(tree: Tree) -> Tree:

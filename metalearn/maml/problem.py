@@ -54,7 +54,10 @@ class FewShot(Problem):
 
     def inner_loss(self, meta: Tree, params: Tree, batch: Batch) -> Float[Tensor, ""]:
         """The task's loss; iMAML adds proximal / 2 times the squared distance from the initialisation."""
-        loss = self.outer_loss(meta, params, batch)
+        return self.near(self.outer_loss(meta, params, batch), params)
+
+    def near(self, loss: Float[Tensor, ""], params: Tree) -> Float[Tensor, ""]:
+        """`loss` with iMAML's penalty."""
         if not self.proximal:
             return loss
         distance = torch.stack([delta.square().sum() for delta in params.values()]).sum()
@@ -94,7 +97,7 @@ def _adapted(network: Network, algorithm: str) -> list[str]:
     linear = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
     if not linear:
         raise UserError(
-            f"method.algorithm: got anil, which adapts the last linear map; {type(network).__name__} has none; "
-            "choose maml or another network"
+            "method.algorithm: got anil, which adapts the last linear map; "
+            f"{type(network).__name__} has none; choose maml or another network"
         )
     return [f"{linear[-1]}.{name}" for name, _ in network.get_submodule(linear[-1]).named_parameters()]
