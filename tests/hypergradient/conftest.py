@@ -1,15 +1,26 @@
-"""Independent answers that hypergradients are held to."""
+# ruff: noqa: ARG002  (problems have the signatures of Problem)
+"""Independent answers that hypergradients are held to, and small networks to take them through."""
 
+import itertools
 from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.functional import mse_loss
 
 import metalearn.hypergradient  # noqa: F401  (registers the names)
 from metalearn import registry
 from metalearn.hypergradient.base import HyperGradient, Segment
+from metalearn.hypergradient.guard import check_module
+from metalearn.hypernetworks.config import CellOptions, HyperOptions
+from metalearn.hypernetworks.hyperlstm import HyperLSTM
+from metalearn.hypernetworks.lstm import LSTM
+from metalearn.inner_optimizers import adam, adam_slots, rmsprop, rmsprop_slots, sgd, sgd_slots
 from metalearn.problem import Inner, Problem, inner_step
+from metalearn.rng import generator, seeded
+from metalearn.task import Batch
 from metalearn.tree import Tree, detach, norm
 
 STENCIL = {-2: 1 / 12, -1: -8 / 12, 1: 8 / 12, 2: -1 / 12}  # fourth order
@@ -70,6 +81,157 @@ def _estimator(name: str, setting: float = 0, **others: float) -> HyperGradient:
     return registry.build("hypergradient", registry.entry("hypergradient", name).options(**options))
 
 
+DOUBLE = {"dtype": torch.float64}
+UPDATES = {
+    "sgd": (sgd, sgd_slots, {"momentum": 0.0, "weight_decay": 0.0}),
+    "momentum": (sgd, sgd_slots, {"momentum": 0.9, "weight_decay": 1e-2}),
+    "nesterov": (sgd, sgd_slots, {"momentum": 0.9, "weight_decay": 1e-2, "nesterov": True}),
+    "adam": (adam, adam_slots, {"betas": (0.9, 0.99), "epsilon": 1e-8, "weight_decay": 1e-2}),
+    "rmsprop": (rmsprop, rmsprop_slots, {"alpha": 0.9, "epsilon": 1e-8, "weight_decay": 1e-2}),
+}
+
+
+class Mlp(nn.Sequential):
+    shape = (3,)
+
+    def __init__(self):
+        super().__init__(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 2))
+
+
+class Dropping(nn.Sequential):
+    shape = (3,)
+
+    def __init__(self):
+        super().__init__(nn.Linear(3, 8), nn.Tanh(), nn.Dropout(0.4), nn.Linear(8, 2))
+
+
+class ConvNormed(nn.Module):
+    """Convolution, BatchNorm by the batch's statistics, smooth activation, pooling, linear."""
+
+    shape = (1, 5, 5)
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 3, 3, bias=False)
+        self.norm = nn.BatchNorm2d(3, track_running_stats=False)
+        self.head = nn.Linear(3, 2)
+
+    def forward(self, x):
+        return self.head(torch.tanh(self.norm(self.conv(x))).mean((2, 3)))
+
+
+class Recurrent(nn.Module):
+    """A gated cell written out in elementary operations; x [batch time feature]."""
+
+    shape = (4, 2)
+
+    def __init__(self):
+        super().__init__()
+        self.inside = nn.Linear(2 + 3, 6)
+        self.head = nn.Linear(3, 2)
+
+    def forward(self, x):
+        hidden = x.new_zeros(x.shape[0], 3)
+        for symbol in x.unbind(1):
+            candidate, gate = self.inside(torch.cat([symbol, hidden], 1)).chunk(2, 1)
+            hidden = hidden + torch.sigmoid(gate) * (torch.tanh(candidate) - hidden)
+        return self.head(hidden)
+
+
+class Last(nn.Module):
+    """A linear map of a recurrent stack's last output; x [batch time feature]."""
+
+    shape = (4, 2)
+
+    def __init__(self, stack, units=3):
+        super().__init__()
+        self.stack, self.head = stack, nn.Linear(units, 2)
+
+    def forward(self, x):
+        return self.head(self.stack(x)[0][:, -1])
+
+
+def lstm_cell():
+    """Our LSTM, layer normalisation included."""
+    return Last(LSTM(2, 3, CellOptions(True, 1.0, 1.0, "paper"), batch_first=True))
+
+
+def hyperlstm_cell():
+    """Our HyperLSTM with recurrent dropout: one unit, scaled and biased anew at each step by another LSTM."""
+    cell, small = CellOptions(False, 1.0, 0.8, "code"), HyperOptions(2, 1, False, 1.0, "current")
+    return Last(HyperLSTM(2, 2, cell, small, batch_first=True), 2)
+
+
+KINDS = {
+    "mlp": Mlp,
+    "dropout": Dropping,
+    "conv": ConvNormed,
+    "recurrent": Recurrent,
+    "torch_lstm": lambda: Last(nn.LSTM(2, 3, batch_first=True)),
+    "lstm_cell": lstm_cell,
+    "hyperlstm_cell": hyperlstm_cell,
+}
+
+
+class Regression(Problem):
+    """A network's regression; meta: log penalties of the tensors in turn, the targets' shift, a log rate."""
+
+    def __init__(self, kind, update, dtype=torch.float64):
+        with seeded("network"):
+            self.module = check_module(KINDS[kind]().to(dtype))
+        self.dtype = dtype
+        self.step, self.slots, self.settings = UPDATES[update]
+
+    def init(self, meta, rng):
+        params = {key: leaf.detach().clone() for key, leaf in self.module.named_parameters()}
+        return Inner(params, self.slots(params))
+
+    def run(self, params, batch):
+        with seeded(*batch.key):
+            return functional_call(self.module, params, (batch.x,))
+
+    def penalty(self, meta, params):
+        weights = itertools.cycle(meta["penalty"].exp().unbind())
+        return sum(next(weights) * (leaf**2).sum() for leaf in params.values())
+
+    def inner_loss(self, meta, params, batch):
+        output = self.run(params, batch)
+        return mse_loss(output, batch.y + meta["shift"]) + self.penalty(meta, params)
+
+    def update(self, meta, inner, grads):
+        return self.step(inner.params, inner.slots, grads, meta["rate"].exp(), **self.settings)
+
+    def outer_loss(self, meta, params, batch):
+        return mse_loss(self.run(params, batch), batch.y) + 0.1 * (meta["shift"] ** 2).sum()
+
+    def meta(self, penalties=None):
+        """As many penalties as parameter tensors, or fewer, which are shared out in turn."""
+        tensors = penalties or len(list(self.module.parameters()))
+        rng = generator("meta")
+        return {
+            "penalty": torch.randn(tensors, generator=rng, **DOUBLE).to(self.dtype) - 3,
+            "shift": torch.randn(2, generator=rng, **DOUBLE).to(self.dtype),
+            "rate": torch.tensor(-2.5, dtype=self.dtype),
+        }
+
+    def batch(self, *key):
+        rng = generator(*key)
+        x = torch.randn(6, *self.module.shape, generator=rng, **DOUBLE).to(self.dtype)
+        return Batch(x, torch.randn(6, 2, generator=rng, **DOUBLE).to(self.dtype), key)
+
+    def segment(self, steps, *scored):
+        inner = [self.batch("in", step) for step in range(steps)]
+        return Segment(inner, {step: self.batch("out", step) for step in scored})
+
+    def warm(self):
+        """Two steps into a run: the slots are not zero any more."""
+        meta = self.meta()
+        inner = self.init(meta, generator())
+        for step in range(2):
+            inner = inner_step(self, meta, inner, self.batch("warm", step)).detach()
+        return inner
+
+
 @pytest.fixture(scope="session")
 def central_differences():
     return _central_differences
@@ -88,3 +250,8 @@ def relative_error():
 @pytest.fixture(scope="session")
 def estimator():
     return _estimator
+
+
+@pytest.fixture(scope="session")
+def regression():
+    return Regression
