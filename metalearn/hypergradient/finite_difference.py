@@ -69,7 +69,12 @@ class FiniteDifference(HyperGradient):
         def at(side: Tensor) -> Tree:
             return meta_gradient(problem.inner_loss(meta, add(params, u, side), batch), meta)
 
-        return scale(add(at(unit), at(-unit), -1.0), length / (2 * self.radius))
+        return quotient(at(unit), at(-unit), length, self.radius)
+
+
+def quotient(positive: Tree, negative: Tree, length: Tensor, radius: float) -> Tree:
+    """The central difference of two values at +- radius from the middle, for a direction of `length`."""
+    return scale(add(positive, negative, -1.0), length / (2 * radius))
 
 
 def _check_one_step(segment: Segment) -> None:
