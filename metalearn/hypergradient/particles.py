@@ -30,8 +30,8 @@ class Particles(NamedTuple):
 def play(problem: Problem, meta: Tree, inner: Inner, segment: Segment) -> tuple[Float[Tensor, ""], Inner]:
     """The sum of outer losses over a segment (0 without any) and the run's end; no graph lasts over a step.
 
-    Autograd serves the inner gradient alone. Where one pass serves both levels (`problem.shared_loss` and
-    outer[t] is inner[t]) the loss is computed once.
+    Autograd serves the inner gradient, and what the problem itself differentiates. Where one pass serves
+    both levels (`problem.shared_loss` and outer[t] is inner[t]) the loss is computed once.
     """
     if segment.outer:
         check_segment(segment)
@@ -39,15 +39,13 @@ def play(problem: Problem, meta: Tree, inner: Inner, segment: Segment) -> tuple[
     for step, batch in enumerate(segment.inner):
         scored = segment.outer.get(step)
         loss, grads = loss_and_gradient(problem, meta, inner.params, batch)
-        with torch.no_grad():
-            if scored is not None:
-                shared = problem.shared_loss and scored is batch
-                losses.append(loss.detach() if shared else problem.outer_loss(meta, inner.params, scored))
-            inner = problem.update(meta, inner, grads).detach()
+        if scored is not None:
+            shared = problem.shared_loss and scored is batch
+            losses.append((loss if shared else problem.outer_loss(meta, inner.params, scored)).detach())
+        inner = problem.update(meta, inner, grads).detach()
     last = segment.outer.get(len(segment.inner))
     if last is not None:
-        with torch.no_grad():
-            losses.append(problem.outer_loss(meta, inner.params, last))
+        losses.append(problem.outer_loss(meta, inner.params, last).detach())
     return (torch.stack(losses).sum() if losses else _zero(meta)), inner
 
 

@@ -11,7 +11,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from metalearn.hypergradient.base import Carry, HyperGradient, Segment
+from metalearn.hypergradient.conjugate_gradient import ConjugateGradient
 from metalearn.hypergradient.finite_difference import FiniteDifference
+from metalearn.hypergradient.first_order import FirstOrder
+from metalearn.hypergradient.neumann import Neumann
 from metalearn.hypergradient.particles import from_state, play, to_state
 from metalearn.hypergradient.pes import Pes
 from metalearn.learned_optimizers.config import LearnedOptimizerOptions
@@ -27,12 +30,13 @@ from metalearn.task import Batch, Metrics, Split
 from metalearn.tree import Tree, clip_norm, count, detach, require_grad, scale
 
 SERIES = "LSTM optimizer"
-UNFIT = {  # class of an estimator: its name, and what is wrong with it here
-    "FirstOrder": "first_order, which takes no inner step, so that the rule would have no gradient",
-    "Neumann": "neumann, which is about the end of a converged run, whereas every point of a run is scored",
-    "ConjugateGradient": "conjugate_gradient, which is about the end of a converged run, whereas every point "
-    "of a run is scored",
-}
+NO_STEP = "which takes no inner step, so that the rule would have no gradient"
+AT_END = "which is about the end of a converged run, whereas every point of a run is scored"
+UNFIT = [  # estimator, its name, what is wrong with it here
+    (FirstOrder, "first_order", NO_STEP),
+    (Neumann, "neumann", AT_END),
+    (ConjugateGradient, "conjugate_gradient", AT_END),
+]
 
 
 class Run(Problem):
@@ -173,11 +177,12 @@ def _checked(estimator: HyperGradient | None, options: LearnedOptimizerOptions) 
     """`estimator`, if it can teach a rule by unrolls that are scored at every point. Raises UserError."""
     if estimator is None:
         raise UserError("learned_optimizer: got hypergradient none; choose hypergradient=unrolled")
-    if type(estimator).__name__ in UNFIT:
-        raise UserError(
-            f"learned_optimizer: got hypergradient {UNFIT[type(estimator).__name__]}; "
-            "choose hypergradient=unrolled, truncated, forward, evolution or pes"
-        )
+    for unfit, name, reason in UNFIT:
+        if isinstance(estimator, unfit):
+            raise UserError(
+                f"learned_optimizer: got hypergradient {name}, {reason}; choose hypergradient=unrolled, "
+                "truncated, forward, evolution or pes"
+            )
     if isinstance(estimator, FiniteDifference) and options.unroll != 1:
         raise UserError(
             "learned_optimizer: got hypergradient finite_difference, which takes exactly one inner step, and "

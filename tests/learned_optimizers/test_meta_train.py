@@ -7,7 +7,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from metalearn import registry
 from metalearn.learned_optimizers.meta_train import SERIES, LearnedOptimizer
 from metalearn.learned_optimizers.rollout import summary
 from metalearn.problem import inner_step
@@ -148,7 +147,6 @@ UNFIT = [
 
 @pytest.mark.parametrize(("name", "changes", "message"), UNFIT)
 def test_estimators_that_cannot_teach_are_refused(kit, name, changes, message):
-    pytest.importorskip(registry.entry("hypergradient", name).target.partition(":")[0])
     with pytest.raises(UserError, match=message):
         LearnedOptimizer(kit.learned(**changes), kit.with_estimator(kit.Blobs(), name))
 
@@ -237,7 +235,7 @@ def test_learns_from_values_alone(kit, name):
     context = kit.with_estimator(kit.Quadratics(), name, pairs=4, deviation=0.05)
     method = LearnedOptimizer(options, context)
     before = method.evaluate("valid")["valid/final_loss"]
-    for index in range(80):
+    for index in range(60):
         method.step(index)
     assert method.evaluate("valid")["valid/final_loss"] < 0.9 * before
 
