@@ -4,7 +4,7 @@ import contextlib
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,7 @@ from metalearn.registry import GROUPS, UserError, closest
 
 if TYPE_CHECKING:
     from metalearn.build import Parts
+    from metalearn.diagnose.probe import Probe
 
 CONFIG_GROUPS = (*GROUPS, "machine", "log", "recipe")
 
@@ -44,8 +45,18 @@ def run_one(
         else:
             parts = _shared(build(config), config)
             directory.record_task(parts.task.spec)
-            loop.run(config, parts.method, directory, describe, processes=parts.machine.processes)
+            probe = _probe(config, parts)
+            loop.run(config, parts.method, directory, describe, probe, parts.machine.processes)
         return directory.path
+
+
+def _probe(config: Config, parts: "Parts") -> "Probe | None":
+    """What compares hypergradients as the run goes on, if it is asked for. Raises UserError."""
+    if not config.train.diagnose_every:
+        return None
+    from metalearn.diagnose.probe import Probe
+
+    return Probe(config, parts)
 
 
 def _shared(parts: "Parts", config: Config) -> "Parts":
@@ -146,8 +157,15 @@ def _rerun(arguments: list[str]) -> list[str]:
 
 def checked(overrides: Sequence[str]) -> Config:
     """The configuration of these overrides. Raises UserError, also for what Hydra refuses."""
-    try:
+    with explained(overrides):
         return compose(overrides)
+
+
+@contextlib.contextmanager
+def explained(overrides: Sequence[str]) -> Iterator[None]:
+    """A block in which what Hydra refuses of these overrides is raised as UserError."""
+    try:
+        yield
     except (HydraException, OmegaConfBaseException) as error:
         raise explain(error, overrides) from error
 

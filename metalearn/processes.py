@@ -34,7 +34,7 @@ class Processes:
 
     def __init__(self, rank: int = 0, size: int = 1) -> None:
         self.rank, self.size = rank, size
-        self._lost = False
+        self._exit_code: int | None = None  # what to leave with at once, see `_leave`
 
     @classmethod
     def from_environment(cls, device: torch.device, timeout: float) -> "Processes":
@@ -94,17 +94,24 @@ class Processes:
         try:
             action()
         except RuntimeError as error:
-            self._lost = True
+            self._exit_code = PeerLost.exit_code
             raise PeerLost(
                 f"another process of this run is gone or does not answer ({str(error).splitlines()[0][:160]})"
             ) from error
 
+    def end(self) -> None:
+        """No more exchanges: every process calls it after the last step."""
+        if dist.is_initialized():
+            dist.destroy_process_group()
+        if not self.leads:
+            self._exit_code = 0
+
     def _leave(self) -> None:
-        """At exit. After a lost peer torch's threads may abort the process, so they are not waited for."""
-        if self._lost:
+        """At exit. Where a peer may be gone torch's threads can abort the process: it ends without them."""
+        if self._exit_code is not None:
             sys.stdout.flush()
             sys.stderr.flush()
-            os._exit(PeerLost.exit_code)
+            os._exit(self._exit_code)
         elif dist.is_initialized():
             dist.destroy_process_group()
 

@@ -82,12 +82,14 @@ def follow(method: Method, processes: Processes) -> None:
         while processes.from_leader():
             method.step(step)
             step += 1
+        processes.end()
 
 
 def dismiss(processes: Processes) -> None:
     """End `follow` in the other processes where there is nothing to do."""
     processes.from_leader((0, {}))
     processes.from_leader(False)
+    processes.end()
 
 
 class _Loop:
@@ -185,6 +187,7 @@ class _Loop:
         if self.leading:
             self.leading = False
             self.processes.from_leader(False)
+            self.processes.end()
 
     def last_good(self) -> str:
         """Which checkpoint is left after a divergence."""
