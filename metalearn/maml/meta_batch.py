@@ -218,9 +218,12 @@ def _over_tasks(problem: FewShot, function: Callable[..., Any], *batches: Batch)
         try:
             return vmap(one)(*((batch.x, batch.y) for batch in batches))
         except RuntimeError as error:
-            if "randomness" in str(error):
-                raise _not_vectorisable(problem.network, "draws random numbers") from error
-            raise
+            if "vmap" not in str(error):
+                raise
+            told = str(error).partition(". ")[0]
+            raise _not_vectorisable(
+                problem.network, f"has an operation that vmap refuses ({told})"
+            ) from error
 
 
 def _refuse_state(network: nn.Module) -> None:

@@ -43,7 +43,9 @@ def test_counts_the_parameters_of_mini_imagenet_by_hand():
 @pytest.mark.slow
 def test_counts_as_learn2learns_network():
     vision = pytest.importorskip("learn2learn.vision.models")
-    assert count(conv4().parameters()) == count(vision.OmniglotCNN(output_size=5, hidden_size=64).parameters())
+    assert count(conv4().parameters()) == count(
+        vision.OmniglotCNN(output_size=5, hidden_size=64).parameters()
+    )
 
 
 @pytest.mark.parametrize(
