@@ -7,8 +7,10 @@ from typing import Any
 import torch
 
 from metalearn.hypergradient.base import HyperGradient
+from metalearn.hypergradient.conjugate_gradient import ConjugateGradient
 from metalearn.hypergradient.finite_difference import FiniteDifference
 from metalearn.hypergradient.first_order import FirstOrder
+from metalearn.hypergradient.neumann import Neumann
 from metalearn.hypergradient.pes import Pes
 from metalearn.hyperparameters.config import HyperparametersOptions
 from metalearn.hyperparameters.gain import Gain
@@ -133,11 +135,16 @@ def _usable(estimator: HyperGradient | None, options: HyperparametersOptions) ->
             f"{name}, which is for runs longer than a segment; here a segment is the whole run: choose "
             "hypergradient=evolution or unrolled"
         )
-    if type(estimator).__name__ in ("ConjugateGradient", "Neumann") and options.learning_rates != "fixed":
+    if isinstance(estimator, ConjugateGradient | Neumann) and options.learning_rates != "fixed":
         raise UserError(
             f"{name}, which is implicit: where an inner run ends depends on learning rates only by not being "
             f"converged; set method.learning_rates=fixed (got {options.learning_rates}), or "
             "hypergradient=unrolled"
+        )
+    if isinstance(estimator, ConjugateGradient | Neumann) and options.outer_every:
+        raise UserError(
+            f"{name}, which differentiates the end of a run alone; set method.outer_every=0 (got "
+            f"{options.outer_every}), or hypergradient=unrolled"
         )
     if isinstance(estimator, FiniteDifference) and options.horizon != 1:
         raise UserError(

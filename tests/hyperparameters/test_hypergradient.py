@@ -3,9 +3,19 @@
 import pytest
 import torch
 
-from metalearn.hypergradient.config import EvolutionOptions, TruncatedOptions
+from metalearn.hypergradient.config import (
+    ConjugateGradientOptions,
+    EvolutionOptions,
+    ForwardOptions,
+    NeumannOptions,
+    TruncatedOptions,
+    UnrolledOptions,
+)
+from metalearn.hypergradient.conjugate_gradient import ConjugateGradient
 from metalearn.hypergradient.evolution import Evolution
-from metalearn.hypergradient.unroll import Truncated
+from metalearn.hypergradient.forward import Forward
+from metalearn.hypergradient.neumann import Neumann
+from metalearn.hypergradient.unroll import Truncated, Unrolled
 from metalearn.hyperparameters.method import Hyperparameters
 from metalearn.rng import generator
 
@@ -121,15 +131,70 @@ def test_the_step_descends_the_mean_over_runs(kit):
     torch.testing.assert_close(method.meta["log_rate"].grad, mean)
 
 
+EXACT = {
+    "truncated": Truncated(TruncatedOptions("truncated", 4)),
+    "recompute": Unrolled(UnrolledOptions("unrolled", True)),
+    "forward": Forward(ForwardOptions("forward", 3)),
+}
+
+
+@pytest.mark.parametrize("estimator", EXACT.values(), ids=EXACT)
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 @pytest.mark.usefixtures("float64")
-def test_other_estimators_take_it(kit):
-    exact = Hyperparameters(kit.learned(learning_rates="per_layer"), kit.context())
-    whole = Truncated(TruncatedOptions("truncated", 4))
-    cut = Hyperparameters(kit.learned(learning_rates="per_layer"), kit.context(estimator=whole))
-    many = Evolution(EvolutionOptions("evolution", 64, 0.01))
-    drawn = Hyperparameters(kit.learned(learning_rates="per_layer"), kit.context(estimator=many))
-    for method in (exact, cut, drawn):
-        method.step(0)
-    grad = exact.meta["log_rate"].grad
-    torch.testing.assert_close(cut.meta["log_rate"].grad, grad)
-    assert torch.cosine_similarity(drawn.meta["log_rate"].grad, grad, dim=1).item() > 0.95
+def test_other_exact_estimators_agree(kit, estimator, optimizer):
+    options = kit.learned(
+        learning_rates="per_layer_and_step", penalties="per_layer", outer_every=3, optimizer=optimizer
+    )
+    exact, other = (
+        Hyperparameters(options, kit.context()),
+        Hyperparameters(options, kit.context(None, estimator)),
+    )
+    exact.step(0)
+    other.step(0)
+    for key, leaf in exact.meta.items():
+        torch.testing.assert_close(other.meta[key].grad, leaf.grad, rtol=1e-8, atol=1e-12)
+
+
+@pytest.mark.usefixtures("float64")
+def test_evolution_points_the_same_way(kit):
+    options = kit.learned(learning_rates="per_layer")
+    many = Evolution(EvolutionOptions("evolution", 24, 0.01))
+    exact, drawn = Hyperparameters(options, kit.context()), Hyperparameters(options, kit.context(None, many))
+    exact.step(0)
+    drawn.step(0)
+    cosine = torch.cosine_similarity(drawn.meta["log_rate"].grad, exact.meta["log_rate"].grad, dim=1)
+    assert cosine.item() > 0.9
+
+
+class OneBatch:
+    """The task with one and the same training batch, so that an inner run converges."""
+
+    def __init__(self, task):
+        self.task = task
+
+    def __getattr__(self, name):
+        return getattr(self.task, name)
+
+    def batch(self, split, index):
+        return self.task.batch(split, 0 if split == "search_train" else index)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("float64")
+def test_implicit_penalties_agree_with_a_long_unroll(kit):
+    """Where the run has converged, its end's dependence on the penalties is what the theorem says."""
+    options = kit.learned(
+        learning_rates="fixed", penalties="per_layer", penalty=0.05, learning_rate=0.1, horizon=500, runs=1
+    )
+    task = OneBatch(kit.Blobs())
+    solvers = (
+        ConjugateGradient(ConjugateGradientOptions("conjugate_gradient", 60, 0.0)),
+        Neumann(NeumannOptions("neumann", 1000, 0.5, 0.0)),
+    )
+    exact = Hyperparameters(options, kit.context(task))
+    exact.step(0)
+    for solver in solvers:
+        implicit = Hyperparameters(options, kit.context(task, solver))
+        implicit.step(0)
+        for key, leaf in exact.meta.items():
+            torch.testing.assert_close(implicit.meta[key].grad, leaf.grad, rtol=1e-3, atol=1e-6)

@@ -14,6 +14,7 @@ from metalearn.hypergradient.config import (
 )
 from metalearn.hypergradient.finite_difference import FiniteDifference
 from metalearn.hypergradient.first_order import FirstOrder
+from metalearn.hypergradient.neumann import Neumann
 from metalearn.hypergradient.pes import Pes
 from metalearn.hyperparameters.gain import half_width
 from metalearn.hyperparameters.method import Hyperparameters
@@ -229,11 +230,11 @@ def test_mistakes_are_explained(kit):
 
 
 def test_implicit_estimators_need_fixed_rates(kit):
-    neumann = pytest.importorskip("metalearn.hypergradient.neumann")
-    estimator = neumann.Neumann(NeumannOptions("neumann", 2, 0.1, 0.0))
+    estimator = Neumann(NeumannOptions("neumann", 2, 0.1, 0.0))
     with pytest.raises(UserError, match=r"method.learning_rates=fixed"):
         Hyperparameters(kit.learned(), kit.context(estimator=estimator))
-    method = Hyperparameters(
-        kit.learned(learning_rates="fixed", penalties="per_layer"), kit.context(estimator=estimator)
-    )
-    assert method.step(0)["search_valid/loss"].isfinite()
+    with pytest.raises(UserError, match=r"method.outer_every=0 \(got 2\)"):
+        Hyperparameters(
+            kit.learned(learning_rates="fixed", penalties="global", outer_every=2),
+            kit.context(estimator=estimator),
+        )
