@@ -151,13 +151,13 @@ class Last(nn.Module):
         return self.head(self.stack(x)[0][:, -1])
 
 
-def lstm_cell():
-    """Our LSTM, layer normalisation included."""
-    return Last(LSTM(2, 3, CellOptions(True, 1.0, 1.0, "paper"), batch_first=True))
+def lstm_cell(layer_norm=False):
+    """Our LSTM."""
+    return Last(LSTM(2, 3, CellOptions(layer_norm, 1.0, 1.0, "paper"), batch_first=True))
 
 
 def hyperlstm_cell():
-    """Our HyperLSTM with recurrent dropout: one unit, scaled and biased anew at each step by another LSTM."""
+    """Our HyperLSTM with recurrent dropout."""
     cell, small = CellOptions(False, 1.0, 0.8, "code"), HyperOptions(2, 1, False, 1.0, "current")
     return Last(HyperLSTM(2, 2, cell, small, batch_first=True), 2)
 
@@ -169,17 +169,23 @@ KINDS = {
     "recurrent": Recurrent,
     "torch_lstm": lambda: Last(nn.LSTM(2, 3, batch_first=True)),
     "lstm_cell": lstm_cell,
+    "normed_lstm_cell": lambda: lstm_cell(layer_norm=True),
     "hyperlstm_cell": hyperlstm_cell,
 }
 
 
 class Regression(Problem):
-    """A network's regression; meta: log penalties of the tensors in turn, the targets' shift, a log rate."""
+    """A network's regression; meta: log penalties of the tensors in turn, the targets' shift, a log rate.
 
-    def __init__(self, kind, update, dtype=torch.float64):
+    Penalised is the distance from 0, or with `proximal` from the first weights, as in iMAML: strong enough it
+    makes the inner problem convex without driving the weights to 0.
+    """
+
+    def __init__(self, kind, update, dtype=torch.float64, proximal=False):
         with seeded("network"):
             self.module = check_module(KINDS[kind]().to(dtype))
         self.dtype = dtype
+        self.anchor = {key: proximal * leaf.detach() for key, leaf in self.module.named_parameters()}
         self.step, self.slots, self.settings = UPDATES[update]
 
     def init(self, meta, rng):
@@ -192,7 +198,7 @@ class Regression(Problem):
 
     def penalty(self, meta, params):
         weights = itertools.cycle(meta["penalty"].exp().unbind())
-        return sum(next(weights) * (leaf**2).sum() for leaf in params.values())
+        return sum(next(weights) * ((leaf - self.anchor[key]) ** 2).sum() for key, leaf in params.items())
 
     def inner_loss(self, meta, params, batch):
         output = self.run(params, batch)
