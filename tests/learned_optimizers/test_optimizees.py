@@ -1,5 +1,7 @@
 """Distributions of problems: counts of the paper, keys, independence of functions."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -84,6 +86,13 @@ def test_no_two_problems_share_a_minibatch(kit):
         for batch in optimizee.batches(split, problem, 0, 7)
     ]
     assert len(set(seen)) == 3 * 3 * 7
+
+
+def test_tasks_to_adapt_to_are_refused(kit):
+    task = kit.Blobs()
+    task.spec = dataclasses.replace(task.spec, kind="few_shot")
+    with pytest.raises(UserError, match="task blobs: .* choose method=maml"):
+        Optimizee(kit.learned(), kit.context(task))
 
 
 def test_functions_stay_for_a_run_and_change_between_runs(kit):
