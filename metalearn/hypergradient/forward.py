@@ -26,7 +26,7 @@ class Forward(HyperGradient):
 
     Cost for P meta-parameters and K inner steps: P K Hessian-vector products of the inner loss, and P / chunk
     times the K inner steps; memory for one inner step and `chunk` states, whatever K. Any P is allowed, and
-    many are slow: `unrolled` costs as few as two or three of its passes, whatever P.
+    many are slow: the time of `unrolled` does not grow with P.
     """
 
     def __init__(self, options: ForwardOptions) -> None:
