@@ -282,7 +282,7 @@ def test_unit_directions_cover_all_leaves_once():
 
 
 def _without_mixed_term(self, outputs, vectors, inputs):
-    return RIGHT(self, outputs[:-2], vectors[:-2], inputs)
+    return RIGHT(self, outputs[:-2], vectors[:-2], inputs)  # those by penalty, shift
 
 
 def _without_curvature(self, outputs, vectors, inputs):
@@ -294,7 +294,6 @@ RIGHT = forward._Products.__call__
 
 @pytest.mark.parametrize("fault", [_without_mixed_term, _without_curvature])
 def test_agreement_sees_a_lost_term(fault, monkeypatch):
-    """d inner_loss by params and then by (params, penalty, shift): one half of the product left out."""
     problem = Regression("mlp", "momentum")
     monkeypatch.setattr(forward._Products, "__call__", fault)
     with pytest.raises(AssertionError, match="not close"):
