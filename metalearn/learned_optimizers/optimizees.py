@@ -33,7 +33,7 @@ class Optimizee:
     def __init__(self, options: OptimizeeOptions, context: Context) -> None:
         if context.task.spec.kind == "few_shot":
             raise UserError(
-                f"task {context.task.spec.name}: its batches are tasks to adapt to, not examples to descend on; "
+                f"task {context.task.spec.name}: its batches are tasks to adapt to, not examples; "
                 "choose method=maml, or a task of labelled examples or functions"
             )
         self.options, self.task, self.seed = options, context.task, context.seed

@@ -91,7 +91,7 @@ def test_no_two_problems_share_a_minibatch(kit):
 def test_tasks_to_adapt_to_are_refused(kit):
     task = kit.Blobs()
     task.spec = dataclasses.replace(task.spec, kind="few_shot")
-    with pytest.raises(UserError, match="task blobs: .* choose method=maml"):
+    with pytest.raises(UserError, match=r"task blobs: .* choose method=maml"):
         Optimizee(kit.learned(), kit.context(task))
 
 
