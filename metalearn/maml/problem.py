@@ -1,5 +1,7 @@
 """One few-shot task as a bilevel problem: adapt from a learned initialisation, be judged on new examples."""
 
+from contextlib import nullcontext
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -9,7 +11,9 @@ from metalearn.hypergradient.guard import check_module
 from metalearn.inner_optimizers import sgd
 from metalearn.machine import Machine, full
 from metalearn.maml.config import MamlOptions
+from metalearn.maml.networks import Conv4
 from metalearn.network import Network
+from metalearn.networks import Mlp
 from metalearn.problem import Inner, Problem
 from metalearn.registry import UserError
 from metalearn.rng import seeded
@@ -17,6 +21,7 @@ from metalearn.task import Batch, Metrics, Task
 from metalearn.tree import Tree
 
 FIRST_ORDER = ("fomaml", "reptile")
+QUIET = (Mlp, Conv4)  # they draw no random numbers; seeding them would cost more than a small one's pass
 
 
 class FewShot(Problem):
@@ -33,7 +38,7 @@ class FewShot(Problem):
 
     def __init__(self, task: Task, network: Network, machine: Machine, options: MamlOptions) -> None:
         self.task, self.machine, self.options = task, machine, options
-        self.network = check_module(network).train()
+        self.network, self.quiet = check_module(network).train(), type(network) in QUIET
         self.second_derivatives = options.algorithm not in FIRST_ORDER
         self.adapted = _adapted(network, options.algorithm)
         self.names = [name for name, _ in network.named_parameters()]
@@ -76,7 +81,8 @@ class FewShot(Problem):
 
     def score(self, meta: Tree, params: Tree, batch: Batch) -> Tensor:
         """The network's output for a batch of one task under initialisation + delta."""
-        with seeded(*batch.key), self.machine.autocast():
+        noise = nullcontext() if self.quiet else seeded(*batch.key)
+        with noise, self.machine.autocast():
             return full(functional_call(self.network, self.weights(meta, params), (batch.x,)).logits)
 
     def judge(self, meta: Tree, params: Tree, batch: Batch) -> tuple[Float[Tensor, ""], Metrics]:
