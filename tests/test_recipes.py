@@ -21,6 +21,8 @@ TOY = {
     ],
     "hypernetworks/": ["task=python_docs", "task.batch=2", "task.time=4", "network.units=8"],
     "learned_optimizers/mnist": ["task=digits", "task.batch=4"],
+    "maml/sinusoid": ["task.batch=2"],
+    "maml/omniglot": ["task=sinusoid", "~task.ways", "task.batch=2", "network=mlp"],  # needs no data
     "hyperparameters/": ["task=digits", "task.batch=4", "method.horizon=3"],
 }  # fmt: skip
 
