@@ -76,7 +76,7 @@ class _State(NamedTuple):
     square: Float[Tensor, ""]  # ||rest||^2
     direction: Tree
     steepest: Float[Tensor, ""]  # largest curvature of a direction of length 1 so far
-    negative: Bool[Tensor, ""]
+    negative: Bool[Tensor, ""]  # curvature of `direction`, which then stays
 
 
 def solve(product: Product, v: Tree, iterations: int) -> Solution:
@@ -106,7 +106,7 @@ def step(state: _State, image: Tree, unsolved: Bool[Tensor, ""], small: float) -
     square = dot(rest, rest)
     turned = add(rest, state.direction, turn(square, state.square, going))
     direction = tree_map(lambda new, old: torch.where(going, new, old), turned, state.direction)
-    return _State(q, rest, square, direction, steepest, state.negative | negative)
+    return _State(q, rest, square, direction, steepest, negative)
 
 
 def remainder(rest: Tree, image: Tree, distance: Tensor) -> Tree:
