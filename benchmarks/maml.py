@@ -1,8 +1,9 @@
 """One meta-step of MAML: ours beside higher, learn2learn and torchopt, and one task beside higher.
 
 One call is one mean hypergradient of a meta-batch of 16 tasks after 5 inner steps each: the sinusoid's
-perceptron (1-40-40-1, 10 + 10 examples) or Omniglot's conv4 (64 channels, 5-way 1-shot) on images of its shape.
-The peers loop over tasks, as they are meant to be used. Before timing, all must give the same hypergradient.
+perceptron (1-40-40-1, 10 + 10 examples) or Omniglot's conv4 (64 channels, 5-way 1-shot) on images of its
+shape. The peers loop over tasks, as they are meant to be used. Before timing, all must give the same
+hypergradient.
 """
 
 import argparse

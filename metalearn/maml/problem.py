@@ -41,10 +41,13 @@ class FewShot(Problem):
         self.network, self.quiet = check_module(network).train(), type(network) in QUIET
         self.second_derivatives = options.algorithm not in FIRST_ORDER
         self.adapted = _adapted(network, options.algorithm)
+        self.tied = len(list(network.parameters())) < len(
+            list(network.named_parameters(remove_duplicate=False))
+        )
         self.names = [name for name, _ in network.named_parameters()]
         self.proximal = options.proximal if options.algorithm == "imaml" else 0.0
 
-    def start(self, network: Network) -> Tree:
+    def start(self, network: nn.Module) -> Tree:
         """The meta-parameters before training: the network's own weights, rates of `inner_learning_rate`."""
         weights = {name: leaf.detach().clone() for name, leaf in network.named_parameters()}
         meta = {f"init/{name}": leaf for name, leaf in weights.items()}
@@ -83,7 +86,9 @@ class FewShot(Problem):
         """The network's output for a batch of one task under initialisation + delta."""
         noise = nullcontext() if self.quiet else seeded(*batch.key)
         with noise, self.machine.autocast():
-            return full(functional_call(self.network, self.weights(meta, params), (batch.x,)).logits)
+            weights = self.weights(meta, params)
+            output = functional_call(self.network, weights, (batch.x,), tie_weights=self.tied)
+            return full(output.logits)
 
     def judge(self, meta: Tree, params: Tree, batch: Batch) -> tuple[Float[Tensor, ""], Metrics]:
         """`outer_loss` and the task's metrics from one pass."""

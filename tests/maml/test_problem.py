@@ -176,6 +176,29 @@ def test_one_batch_draws_the_same_masks_and_uses_its_own_statistics():
     assert not torch.allclose(other, first)
 
 
+class Tied(Network):
+    """One parameter in two maps."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(2, 2), nn.Linear(2, 2)
+        self.last.weight = self.first.weight
+
+    def forward(self, x, state=None):  # noqa: ARG002
+        return Output(self.last(self.first(x).tanh()))
+
+
+def test_a_shared_parameter_moves_in_both_places():
+    problem, batch = problem_of("maml", Tied().double()), examples("support")
+    meta = problem.start(problem.network)
+    params = {name: torch.full_like(leaf, 0.5) for name, leaf in problem.init(meta).params.items()}
+
+    output = problem.score(meta, params, batch)
+
+    moved = weights_of(problem.network, nn.utils.parameters_to_vector(problem.weights(meta, params).values()))
+    torch.testing.assert_close(output, moved(batch.x).logits, rtol=1e-12, atol=0)
+
+
 class Scale(Network):
     """No linear map."""
 
