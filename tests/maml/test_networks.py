@@ -1,5 +1,7 @@
 """conv4 against torch's own layers, counts by hand and the peer's network."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -11,7 +13,7 @@ from metalearn.task import TaskSpec
 from metalearn.tree import count
 
 
-def spec(shape=(1, 28, 28), kind="few_shot", outputs=5):
+def spec(shape=(1, 28, 28), kind: Any = "few_shot", outputs=5):
     return TaskSpec("images", kind, shape, outputs, {}, "error", "", "", "", "", support=5)
 
 
