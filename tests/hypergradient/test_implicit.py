@@ -70,7 +70,7 @@ ILL = torch.logspace(-1, 1, SIZE, **DOUBLE)  # condition number 100, all eigenva
 def test_conjugate_gradients_residual_falls_until_it_is_solved(estimator):
     """With v = sum_i eigenvalue_i eigenvector_i the residual itself is seen to fall in every step.
 
-    What conjugate gradients minimise, and what falls for any v, is the error in A's norm (test_implicit_solvers.py).
+    Conjugate gradients minimise the error in A's norm, which falls for any v: see test_implicit_solvers.py.
     """
     matrix, vectors = rotated(ILL)
     problem = Bowl(matrix, vectors @ ILL)
