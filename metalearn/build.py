@@ -8,7 +8,7 @@ from metalearn.config import Config
 from metalearn.machine import Machine
 from metalearn.method import Context, Method
 from metalearn.network import Network
-from metalearn.rng import seeded
+from metalearn.rng import Key, seeded
 from metalearn.task import Task
 
 
@@ -36,13 +36,13 @@ def build(config: Config) -> Parts:
     """Machine, task and method, from options that `config.resolve` has checked.
 
     A network is built as `Class(options, spec)` under the seed's own stream, so equal seeds start from
-    equal weights whatever was built before.
+    equal weights whatever was built before; a key asks for other weights.
     """
     machine = Machine(config.machine)
     task = build_task(config, machine)
 
-    def network() -> Network:
-        with seeded(config.seed, "network"):
+    def network(*key: Key) -> Network:
+        with seeded(config.seed, "network", *key):
             return registry.build("network", config.network, spec=task.spec).to(machine.device)
 
     estimator = config.hypergradient and registry.build("hypergradient", config.hypergradient)

@@ -17,9 +17,7 @@ class Context(NamedTuple):
     """What a method is built from, beside its own options."""
 
     task: Task
-    network: Callable[
-        [], Network
-    ]  # builds the configured network on the device, the same weights at each call
+    network: Callable[..., Network]  # builds the configured network on the device; equal keys, equal weights
     hypergradient: HyperGradient | None
     machine: Machine
     seed: int

@@ -113,9 +113,8 @@ class Hyperparameters(Bilevel):
 
 
 def training(context: Context, options: Any) -> NetworkTraining:
-    """The problem of a context; its network was built under (seed, "network")."""
-    built = (context.seed, "network")
-    return NetworkTraining(context.task, context.network(), context.machine, options, built)
+    """The problem of a context."""
+    return NetworkTraining(context.task, context.network, context.machine, options)
 
 
 def _usable(estimator: HyperGradient | None, options: HyperparametersOptions) -> HyperGradient:

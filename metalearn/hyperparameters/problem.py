@@ -1,6 +1,6 @@
 """Training one network as an inner run that hyper-parameters steer."""
 
-import copy
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
@@ -10,13 +10,12 @@ from torch.func import functional_call
 from metalearn.hypergradient.guard import check_module
 from metalearn.hyperparameters.config import InnerRunOptions
 from metalearn.hyperparameters.space import Space
-from metalearn.hyperparameters.starts import Starts
 from metalearn.inner_optimizers import adam, adam_slots, sgd, sgd_slots
 from metalearn.machine import Machine, full
 from metalearn.network import Network
 from metalearn.problem import Inner, Problem
 from metalearn.registry import UserError
-from metalearn.rng import Key, seeded
+from metalearn.rng import seeded
 from metalearn.task import Batch, Metrics, Task
 from metalearn.tree import Tree
 
@@ -29,7 +28,7 @@ class NetworkTraining(Problem):
     """
 
     def __init__(
-        self, task: Task, network: Network, machine: Machine, options: InnerRunOptions, built: tuple[Key, ...]
+        self, task: Task, network: Callable[..., Network], machine: Machine, options: InnerRunOptions
     ) -> None:
         if task.spec.kind != "classification":
             raise UserError(
@@ -38,19 +37,17 @@ class NetworkTraining(Problem):
             )
         _check_betas(options)
         self.task, self.machine, self.options = task, machine, options
-        self.learner = check_module(_without_memory(network)).train()
-        self.judge = copy.deepcopy(network).eval()
-        self.starts = Starts(network, built)
-        params = {name: leaf.detach() for name, leaf in network.named_parameters()}
-        self.space = Space(options, params)
+        self.fresh = network
+        self.learner = check_module(_without_memory(network())).train()
+        self.judge = network().eval()
+        self.space = Space(options, _parameters(self.learner))
 
     def init(self, meta: Tree, rng: torch.Generator) -> Inner:  # noqa: ARG002
         """A network started afresh, no momentum, no steps."""
-        params = self.starts.draw("start", int(torch.randint(2**62, (), generator=rng)))
+        params = _parameters(self.fresh("start", int(torch.randint(2**62, (), generator=rng))))
         slots = adam_slots(params) if self.options.optimizer == "adam" else sgd_slots(params)
-        return Inner(
-            params, slots | {"step": torch.zeros((), dtype=torch.float64, device=self.starts.device)}
-        )
+        step = torch.zeros((), dtype=torch.float64, device=self.machine.device)
+        return Inner(params, slots | {"step": step})
 
     def inner_loss(self, meta: Tree, params: Tree, batch: Batch) -> Float[Tensor, ""]:
         """The task's loss and the penalty."""
@@ -92,6 +89,10 @@ class NetworkTraining(Problem):
     def _score(self, network: nn.Module, params: Tree, batch: Batch) -> Tensor:
         with seeded(*batch.key), self.machine.autocast():
             return full(functional_call(network, params, (batch.x,)).logits)
+
+
+def _parameters(network: nn.Module) -> Tree:
+    return {name: leaf.detach() for name, leaf in network.named_parameters()}
 
 
 def _without_memory(network: Network) -> Network:

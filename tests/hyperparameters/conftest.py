@@ -72,8 +72,8 @@ def context(task=None, estimator=None, seed=0, deviation=None) -> Context:
         MachineOptions("cpu", "cpu", "fp32", compile=False, deterministic=False, threads=1, timeout=60)
     )
 
-    def network():
-        with seeded(seed, "network"):
+    def network(*key):
+        with seeded(seed, "network", *key):
             return Mlp(MlpOptions("mlp", [3], "tanh", deviation), task.spec)
 
     estimator = estimator or Unrolled(UnrolledOptions("unrolled", False))

@@ -20,6 +20,7 @@ from metalearn.hyperparameters.gain import half_width
 from metalearn.hyperparameters.method import Hyperparameters
 from metalearn.processes import Processes
 from metalearn.registry import UserError
+from metalearn.rng import generator
 from metalearn.task import TaskSpec
 
 
@@ -215,8 +216,6 @@ def test_mistakes_are_explained(kit):
         build(kit.context(estimator=Pes(PesOptions("pes", 2, 0.1))))
     with pytest.raises(UserError, match=r"method.horizon=1 \(got 4\)"):
         build(kit.context(estimator=FiniteDifference(FiniteDifferenceOptions("finite_difference", 0.01))))
-    with pytest.raises(UserError, match=r"network.deviation=null"):
-        build(kit.context(deviation=0.1))
     with pytest.raises(UserError, match="two numbers from 0"):
         build(betas=[0.9])
     context = kit.context()
@@ -238,3 +237,11 @@ def test_implicit_estimators_need_fixed_rates(kit):
             kit.learned(learning_rates="fixed", penalties="global", outer_every=2),
             kit.context(estimator=estimator),
         )
+
+
+def test_starts_follow_the_networks_own_initialisation(kit):
+    """`network.deviation` reaches every fresh start, and no two starts are the same."""
+    problem = Hyperparameters(kit.learned(), kit.context(deviation=1e-3)).problem
+    starts = [problem.init({}, generator("start", run)).params for run in range(2)]
+    assert all(0 < float(leaf.abs().max()) < 1e-2 for leaf in starts[0].values())
+    assert all(not torch.equal(leaf, starts[1][name]) for name, leaf in starts[0].items())
