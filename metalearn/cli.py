@@ -1,4 +1,4 @@
-"""`metalearn train | replicate | report | compare | export | list`: the only file that knows every part.
+"""`metalearn train | replicate | diagnose | report | compare | export | list`: the only file that knows every part.
 
 Exit codes: 0 done, 1 failed, 2 a mistake in the command or its configuration, 3 diverged,
 128 + n stopped by signal n after a checkpoint (130 Ctrl-C, 143 SIGTERM).
@@ -17,10 +17,11 @@ from metalearn.registry import UserError, closest
 COMMANDS = {
     "train": "run one configuration: Hydra overrides, -m for a sweep, --cfg job to look at it",
     "replicate": "run recipes with their controls and seeds as one resumable command, then report",
+    "diagnose": "hold hypergradient estimators against the exact one: bias, variance, time, memory",
     "report": "write report.md and report.html for finished or running runs",
     "compare": "several runs: what differs, how they ended, their curves",
     "export": "take the result out of a run: genotype, weights, optimizer",
-    "list": "tasks, networks, methods, hypergradients, recipes or runs, and what is available here",
+    "list": "tasks, networks, methods, hypergradients, recipes, problems or runs, and what is available here",
 }
 FAMILIES = (
     "tasks",
@@ -32,7 +33,7 @@ FAMILIES = (
     "metalearn.maml",
     "metalearn.hyperparameters",
 )
-LISTS = ("tasks", "networks", "methods", "hypergradients", "recipes", "runs")
+LISTS = ("tasks", "networks", "methods", "hypergradients", "recipes", "problems", "runs")
 
 
 def main() -> None:
@@ -65,6 +66,7 @@ def _dispatch(arguments: list[str]) -> int:
     handlers: dict[str, Callable[[list[str]], int]] = {
         "train": _train,
         "replicate": _replicate,
+        "diagnose": _diagnose,
         "report": _report,
         "compare": _compare,
         "export": _export,
@@ -129,6 +131,33 @@ def _replicate(arguments: list[str]) -> int:
     overrides = [name for name in options.names if "=" in name]
     names = [name for name in options.names if "=" not in name]
     return replicate(names, overrides, options.seeds, options.jobs, Path(options.runs))
+
+
+def _diagnose(arguments: list[str]) -> int:
+    parser = _parser(
+        "diagnose", "Writes diagnose.csv, .md, .json, .svg and .png into runs/diagnose/ or --output."
+    )
+    parser.add_argument("what", metavar="hypergradient")
+    parser.add_argument(
+        "settings", nargs="*", metavar="KEY=VALUE",
+        help="problem=NAME or problem=all, estimators=a,b,c, situations, draws, warmup, repeats; "
+        "others are overrides of the run",
+    )  # fmt: skip
+    parser.add_argument(
+        "--run", type=Path, help="instead of a problem: a run directory, at its newest checkpoint"
+    )
+    parser.add_argument("--output", type=Path, help="a new folder for the files")
+    options = parser.parse_intermixed_args(arguments)
+    if options.what != "hypergradient":
+        raise UserError(f"diagnose: got {options.what!r}; what can be diagnosed is: hypergradient")
+    register_all()
+    from metalearn.launch import explained
+
+    with explained(options.settings):
+        from metalearn.diagnose.command import diagnose
+
+        diagnose(options.settings, options.run, options.output, ["metalearn", "diagnose", *arguments])
+    return 0
 
 
 def _report(arguments: list[str]) -> int:

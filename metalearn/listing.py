@@ -11,7 +11,7 @@ GROUP_OF = {"tasks": "task", "networks": "network", "methods": "method", "hyperg
 
 
 def show(what: str, runs: Path, data_dir: Path) -> None:
-    """Print one table: tasks, networks, methods, hypergradients, recipes or runs."""
+    """Print one table: tasks, networks, methods, hypergradients, recipes, problems or runs."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -29,7 +29,10 @@ def show(what: str, runs: Path, data_dir: Path) -> None:
 
 def _rows(what: str, runs: Path, data_dir: Path) -> tuple[list[str], list[tuple[str, ...]]]:
     if what == "recipes":
-        return ["recipe", "what"], [(name, _first_comment(name)) for name in options("recipe")]
+        return ["recipe", "what"], [(name, _first_comment(f"recipe/{name}")) for name in options("recipe")]
+    if what == "problems":
+        problems = [name for name in options("diagnose") if name != "run"]  # which is for --run
+        return ["problem", "what"], [(name, _first_comment(f"diagnose/{name}")) for name in problems]
     if what == "runs":
         return ["run", "state", "step"], _runs(runs)
     names = registry.names(GROUP_OF[what])
@@ -45,8 +48,8 @@ def _first_line(group: str, name: str) -> str:
     return (inspect.getdoc(registry.entry(group, name).options) or "").split("\n")[0]
 
 
-def _first_comment(recipe: str) -> str:
-    lines = (CONF / "recipe" / f"{recipe}.yaml").read_text().splitlines()
+def _first_comment(option: str) -> str:
+    lines = (CONF / f"{option}.yaml").read_text().splitlines()
     comments = [line.lstrip("# ") for line in lines if line.startswith("#") and "@package" not in line]
     return comments[0] if comments else ""
 

@@ -24,6 +24,7 @@ MAY_IMPORT = {  # part: the parts of metalearn that it may import, beside its ow
     "networks": CORE | {"task", "network", "options"},
     "supervised": CORE | {"task", "network", "machine", "method", "options"},
     "diagnose": CORE
+    | {"train"}
     | {"task", "problem", "machine", "method", "hypergradient", "build", "compose", "records"},
     "train": CORE | {"machine", "method", "task", "processes"},
     "tasks": CORE | {"task"},

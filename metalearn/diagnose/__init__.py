@@ -1,0 +1,1 @@
+"""Hypergradient estimators held against the exact hypergradient: how near, how dear."""
