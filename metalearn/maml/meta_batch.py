@@ -16,19 +16,15 @@ from torch import Tensor, nn
 from torch.func import grad, grad_and_value, vjp, vmap
 from torch.nn.modules.dropout import _DropoutNd
 
-from metalearn.hypergradient.base import HyperGradient, Segment
-from metalearn.hypergradient.config import UnrolledOptions
+from metalearn.hypergradient.base import HyperGradient
 from metalearn.hypergradient.conjugate_gradient import ConjugateGradient, solve
 from metalearn.hypergradient.implicit import residual
-from metalearn.hypergradient.unroll import Unrolled
 from metalearn.maml.problem import FewShot
 from metalearn.maml.stacked import SideBySide, has_form, unlaid
 from metalearn.problem import inner_step
 from metalearn.registry import UserError
 from metalearn.task import Batch, Metrics
-from metalearn.tree import Tree, add, detach, scale, tree_map
-
-EXACT = Unrolled(UnrolledOptions("unrolled", recompute=False))
+from metalearn.tree import Tree, add, detach, gradient, require_grad, tree_map
 
 
 class MetaGradient(NamedTuple):
@@ -60,19 +56,22 @@ def meta_gradient(
 
 
 def stacked_gradient(problem: FewShot, meta: Tree, support: Batch, query: Batch, steps: int) -> MetaGradient:
-    """`meta_gradient` as one estimate on the tasks side by side."""
+    """`meta_gradient` by one pass through the tasks side by side."""
     tasks = len(support.x)
-    together = SideBySide(problem, tasks)
-    if problem.options.algorithm == "reptile":
-        end = _stacked_run(together, meta, support, steps)[-1]
+    together, reptile = SideBySide(problem, tasks), problem.options.algorithm == "reptile"
+    meta = require_grad(meta)
+    inner = together.init(meta)
+    for _ in range(steps):
+        inner = inner_step(together, meta, inner, support, create_graph=not reptile)
+    if reptile:
+        end = detach(inner.params)
+        with torch.no_grad():
+            loss, metrics = together.judge(meta, end, query)
         grads = {f"init/{name}": -delta.mean(dim=0) for name, delta in unlaid(end, _init(meta)).items()}
-        metrics = together.metrics(meta, end, query)
-        return MetaGradient(grads, together.outer_loss(meta, end, query).detach() / tasks, _mean(metrics))
-    segment = Segment([support] * steps, {steps: query})
-    start, rng = together.init(meta), torch.Generator()
-    estimate = EXACT.estimate(together, meta, start, segment, rng)
-    metrics = together.metrics(meta, estimate.carry.params, query)
-    return MetaGradient(scale(estimate.grad, 1 / tasks), estimate.loss / tasks, _mean(metrics))
+        return MetaGradient(grads, loss / tasks, _mean(metrics))
+    loss, metrics = together.judge(meta, inner.params, query)
+    grads = gradient(loss / tasks, meta)
+    return MetaGradient(grads, loss.detach() / tasks, _mean(metrics))
 
 
 def vmapped_gradient(
@@ -108,7 +107,8 @@ def scores(problem: FewShot, meta: Tree, support: Batch, query: Batch, steps: in
     if has_form(problem.network):
         together = SideBySide(problem, len(support.x))
         places = _stacked_run(together, meta, support, steps)
-        rows = [together.metrics(meta, params, query) for params in places]
+        with torch.no_grad():
+            rows = [together.judge(meta, params, query)[1] for params in places]
         return {quantity: torch.stack([row[quantity] for row in rows], dim=1) for quantity in rows[0]}
 
     def one(support: Batch, query: Batch) -> Metrics:

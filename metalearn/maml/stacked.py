@@ -50,11 +50,8 @@ class SideBySide(Problem):
         return self.one.update(laid(meta), inner, grads)
 
     def outer_loss(self, meta: Tree, params: Tree, batch: Batch) -> Float[Tensor, ""]:
-        """The sum of the tasks' losses: their number times the mean over all examples."""
-        output = self.score(meta, params, batch).flatten(0, 1)
-        return self.tasks * self.task.loss(
-            output, Batch(batch.x.flatten(0, 1), batch.y.flatten(0, 1), batch.key)
-        )
+        """The sum of the tasks' losses."""
+        return self._loss(self.score(meta, params, batch), batch)
 
     def score(self, meta: Tree, params: Tree, batch: Batch) -> Tensor:
         """The outputs [task example ...] of every task's own weights."""
@@ -62,15 +59,19 @@ class SideBySide(Problem):
             weights = self.one.weights(laid(meta), params)
             return full(forward(self.one.network, weights, batch.x))
 
-    def metrics(self, meta: Tree, params: Tree, batch: Batch) -> Metrics:
-        """The task's metrics, each [task]."""
-        with torch.no_grad():
-            output = self.score(meta, params, batch)
+    def judge(self, meta: Tree, params: Tree, batch: Batch) -> tuple[Float[Tensor, ""], Metrics]:
+        """`outer_loss` and the task's metrics, each [task], from one pass."""
+        output = self.score(meta, params, batch)
 
         def one(output: Tensor, x: Tensor, y: Tensor) -> Metrics:
             return self.task.metrics(output, Batch(x, y, batch.key))
 
-        return torch.func.vmap(one)(output, batch.x, batch.y)
+        return self._loss(output, batch), torch.func.vmap(one)(output.detach(), batch.x, batch.y)
+
+    def _loss(self, output: Float[Tensor, "task example output"], batch: Batch) -> Float[Tensor, ""]:
+        """The number of tasks times the mean over all examples."""
+        together = Batch(batch.x.flatten(0, 1), batch.y.flatten(0, 1), batch.key)
+        return self.tasks * self.task.loss(output.flatten(0, 1), together)
 
 
 def has_form(network: nn.Module) -> bool:
