@@ -2,6 +2,7 @@
 
 import dataclasses
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -98,7 +99,7 @@ def estimator_of(algorithm):
     return Unrolled(UnrolledOptions("unrolled", recompute=False))
 
 
-def make(task=None, estimator="of the algorithm", on=None, **fields):
+def make(task=None, estimator: Any = "of the algorithm", on=None, **fields):
     """A method in float64, one step of which moves meta by minus its gradient."""
     task, options = task or Waves(), dataclasses.replace(OPTIONS, **fields)
     if estimator == "of the algorithm":
