@@ -1,4 +1,4 @@
-"""`metalearn train | replicate | diagnose | report | compare | export | list`: the only file that knows every part.
+"""`metalearn train | replicate | diagnose | report | ...`: the only file that knows every part.
 
 Exit codes: 0 done, 1 failed, 2 a mistake in the command or its configuration, 3 diverged,
 128 + n stopped by signal n after a checkpoint (130 Ctrl-C, 143 SIGTERM).
@@ -143,9 +143,7 @@ def _diagnose(arguments: list[str]) -> int:
         help="problem=NAME or problem=all, estimators=a,b,c, situations, draws, warmup, repeats; "
         "others are overrides of the run",
     )  # fmt: skip
-    parser.add_argument(
-        "--run", type=Path, help="instead of a problem: a run directory, at its newest checkpoint"
-    )
+    parser.add_argument("--run", type=Path, help="instead of a problem: a run directory's checkpoint")
     parser.add_argument("--output", type=Path, help="a new folder for the files")
     options = parser.parse_intermixed_args(arguments)
     if options.what != "hypergradient":

@@ -59,6 +59,16 @@ MISTAKES = [  # arguments, what the message must hold
     (["report", "nowhere"], ["nowhere"]),
     (["compare", "nowhere"], ["nowhere"]),
     (["export", "nowhere"], ["nowhere"]),
+    (["diagnose", "gradient"], ["'gradient'", "hypergradient"]),
+    (["diagnose", "hypergradient"], ["problem=NAME", "darts_digits", "--run"]),
+    (["diagnose", "hypergradient", "problem=darts_digit"], ["'darts_digit'", "one of: darts_digits"]),
+    (
+        ["diagnose", "hypergradient", "problem=darts_digits", "estimators=unroled"],
+        ["'unroled'", "one of: unrolled"],
+    ),
+    (["diagnose", "hypergradient", "problem=darts_digits", "draws=1"], ["draws: got 1", "at least 2"]),
+    (["diagnose", "hypergradient", "problem=darts_digits", "task.bach=5"], ["task.bach: no such option"]),
+    (["diagnose", "hypergradient", "--run", "nowhere"], ["nowhere", "no run directory"]),
     (["list", "task"], ["'task'", "one of: tasks"]),
 ]
 

@@ -23,7 +23,7 @@ def diagnose(settings: Sequence[str], run: Path | None, wanted: Path | None, com
     problem = own.pop("problem", None)
     if (run is None) == (problem is None):
         raise UserError(
-            f"diagnose: give either problem=NAME, one of {', '.join([*files.problems(), 'all'])}, or --run RUN"
+            f"diagnose: give problem=NAME, one of {', '.join([*files.problems(), 'all'])}, or --run RUN"
         )
     if run is not None:
         results = [_of_run(run, chosen, own, overrides)]
@@ -74,13 +74,19 @@ def _of_run(run: Path, chosen: Sequence[str], numbers: Mapping[str, str], overri
         left_out = [row.label for row in rows if row.reason]
         rows = [row for row in rows if not row.reason]
         if left_out:
-            print(f"left out, for they do not fit: {', '.join(left_out)}; estimators=NAME says why")
+            _say(f"left out, for they do not fit: {', '.join(left_out)}; estimators=NAME says why")
     return Result(config.name, found, diagnosis, rows)
 
 
 def _finish(result: Result, folder: Path, command: Sequence[str]) -> None:
     output.write(result, folder, command)
-    print(f"{result.title}\n\n{table.aligned(table.cells(result.rows))}\n\n{folder}\n")
+    _say(f"{result.title}\n\n{table.aligned(table.cells(result.rows))}\n\n{folder}\n")
+
+
+def _say(text: str) -> None:
+    from rich.console import Console
+
+    Console(soft_wrap=True).print(text, markup=False, highlight=False)
 
 
 def _sorted(settings: Sequence[str]) -> tuple[dict[str, str], list[str]]:

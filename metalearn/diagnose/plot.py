@@ -41,7 +41,7 @@ def draw(title: str, rows: Sequence[Row], folder: Path) -> None:
         axes.margins(0.1)
     handles, labels = above.get_legend_handles_labels()
     if handles:
-        figure.legend(handles, labels, loc="outside right upper", fontsize=9)
+        figure.legend(handles, labels, loc="outside right center", fontsize=9)
     figure.suptitle(title, fontsize=10)
     rcParams["svg.hashsalt"] = "metalearn"
     figure.savefig(folder / "diagnose.svg", metadata={"Date": None})

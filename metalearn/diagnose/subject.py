@@ -56,9 +56,7 @@ def warmed_up(config: Config, diagnosis: Diagnosis) -> Subject:
 def stored(run: Path, overrides: Sequence[str]) -> Config:
     """A run directory's configuration under more overrides. Raises UserError."""
     if not (run / "run.yaml").exists():
-        raise UserError(
-            f"--run: {run} is no run directory (it has no run.yaml); metalearn list runs shows them"
-        )
+        raise UserError(f"--run: {run} is no run directory (no run.yaml); metalearn list runs shows them")
     loaded = OmegaConf.load(run / "run.yaml")
     assert isinstance(loaded, DictConfig)
     changed = OmegaConf.merge(loaded, OmegaConf.from_dotlist(list(overrides)))
@@ -88,7 +86,7 @@ def bilevel(parts: Parts) -> Bilevel:
 
 
 def _newest(run: Path) -> checkpoint.State:
-    """The newest checkpoint that can be read; the run may be going on, so nothing in its folder is touched."""
+    """The newest checkpoint that can be read. Touches no file: the run may be going on."""
     for path in sorted((run / "checkpoints").glob("step_*.pt"), reverse=True):
         try:
             return checkpoint.load(path)
