@@ -56,7 +56,8 @@ def _allocations(call: Callable[[], Any]) -> list[tuple[int, int]]:
     results = recorded.profiler and recorded.profiler.kineto_results
     if not results:
         return []
-    return [(event.start_ns(), event.nbytes()) for event in results.events() if event.name() == "[memory]"]
+    events: list[Any] = [event for event in results.events() if event.name() == "[memory]"]
+    return [(event.start_ns(), event.nbytes()) for event in events]
 
 
 def _wait(device: torch.device) -> None:

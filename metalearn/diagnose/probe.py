@@ -11,6 +11,7 @@ from metalearn.diagnose.accuracy import cosine, flat, ratio
 from metalearn.diagnose.candidate import Candidate, exact
 from metalearn.diagnose.config import estimator_options
 from metalearn.diagnose.subject import bilevel
+from metalearn.hypergradient.base import HyperGradient
 from metalearn.method import Bilevel, Method
 from metalearn.registry import UserError, closest
 from metalearn.rng import generator, seeded
@@ -59,7 +60,7 @@ def _names(config: Config) -> list[str]:
     return config.train.diagnose
 
 
-def _built(config: Config, name: str) -> object:
+def _built(config: Config, name: str) -> HyperGradient:
     """The run's own estimator under its own options, others as conf/hypergradient has them."""
     own = config.hypergradient
     options = own if own is not None and own.name == name else estimator_options(config, name, {})
