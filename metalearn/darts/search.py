@@ -137,6 +137,7 @@ class Darts(Bilevel):
                 total += len(batch.y)
                 for quantity, value in metrics.items():
                     sums[quantity] = sums.get(quantity, 0.0) + len(batch.y) * value.double()
+        self.network.train()
         means = {f"valid/{quantity}": (value / total).float() for quantity, value in sums.items()}
         return means | self._skips()
 

@@ -277,6 +277,7 @@ def test_evaluation_is_over_the_alpha_half_and_changes_nothing(search, statistic
     losses = [run.task.loss(network(batch.x, alpha=run.alpha).logits, batch) for batch in batches]
     torch.testing.assert_close(found["valid/loss"], torch.stack(losses).mean().detach())
     assert {"valid/error", "genotype/skips_normal", "genotype/skips_reduce"} < set(found)
+    assert run.network.training  # a situation looked at next is one of training
 
 
 def test_skips_are_counted_by_cell(search):
