@@ -113,7 +113,11 @@ class Hyperparameters(Bilevel):
 
 
 def training(context: Context, options: Any) -> NetworkTraining:
-    """The problem of a context."""
+    """The problem of a context. Raises UserError for machine.compile."""
+    if context.machine.options.compile:
+        raise UserError(
+            f"machine.compile: got true, {options.name} has no compiled form; set machine.compile=false"
+        )
     return NetworkTraining(context.task, context.network, context.machine, options)
 
 

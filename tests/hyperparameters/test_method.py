@@ -218,6 +218,10 @@ def test_mistakes_are_explained(kit):
         build(kit.context(estimator=FiniteDifference(FiniteDifferenceOptions("finite_difference", 0.01))))
     with pytest.raises(UserError, match="two numbers from 0"):
         build(betas=[0.9])
+    compiled = kit.context()
+    compiled.machine.options.compile = True
+    with pytest.raises(UserError, match="hyperparameters has no compiled form"):
+        build(compiled)
     context = kit.context()
     context.machine.processes = Processes(0, 2)
     with pytest.raises(UserError, match="do not divide over 2 processes"):
