@@ -57,8 +57,8 @@ def adam(
     second = _mean_square(slots, "second", grads, betas[1])
     rate, correction = learning_rate / (1 - betas[0] ** steps), (1 - betas[1] ** steps).sqrt()
     moved = {
-        key: leaf - rate * (first[key] / (safe_sqrt(second[key]) / correction + epsilon))
-        for key, leaf in params.items()
+        key: leaf - (rate * (first[key] / (safe_sqrt(second[key]) / correction + epsilon))).to(leaf.dtype)
+        for key, leaf in params.items()  # the rate's float64 would be a lone number's type too
     }
     return Inner(moved, _named("first", first) | _named("second", second) | {"steps": steps})
 

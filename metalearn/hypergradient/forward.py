@@ -14,7 +14,7 @@ from metalearn.hypergradient.guard import check_twice_differentiable, second_ord
 from metalearn.problem import Inner, Problem, loss_and_gradient
 from metalearn.rng import generator
 from metalearn.task import Batch
-from metalearn.tree import Tree, count, detach, require_grad
+from metalearn.tree import Tree, count, detach, require_grad, tree_map
 
 
 class Forward(HyperGradient):
@@ -133,7 +133,13 @@ class _Following:
             return jvp(update, (self.meta, inner.params, slots, grads), tangents)[1]
 
         moved = vmap(push, randomness="same")(self.directions, tangent.params, tangent.slots, pushed)
-        return Inner(*moved)
+        # the tangent of a lone float32 times a Python number is float64 in torch 2.13
+        return Inner(
+            *(
+                tree_map(lambda leaf, like: leaf.to(like.dtype), tree, by)
+                for tree, by in zip(moved, inner, strict=True)
+            )
+        )
 
     def _zeros(self, tree: Tree) -> Tree:
         return {key: leaf.new_zeros(self.width, *leaf.shape) for key, leaf in tree.items()}
