@@ -39,6 +39,11 @@ def test_recipe_composes(name):
 
 
 @pytest.mark.parametrize("name", RUNS)
+def test_the_hypergradient_of_a_recipe_is_one_switch(name):
+    assert recompose([f"recipe={name}", "hypergradient=first_order"]).hypergradient == {"name": "first_order"}
+
+
+@pytest.mark.parametrize("name", RUNS)
 def test_recipe_takes_two_steps_at_toy_size(name):
     config = compose([f"recipe={name}", "machine=cpu", *_toy(name)])
     method = build(config).method
