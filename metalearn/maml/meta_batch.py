@@ -26,6 +26,8 @@ from metalearn.registry import UserError
 from metalearn.task import Batch, Metrics
 from metalearn.tree import Tree, add, detach, gradient, require_grad, tree_map
 
+PART = 320_000  # numbers of input in one pass on the CPU; of Omniglot's tasks 4 with 15 queries, 8 with 1
+
 
 class MetaGradient(NamedTuple):
     """The mean hypergradient of a meta-batch's tasks, and the means of what came with it; all detached."""
@@ -56,7 +58,31 @@ def meta_gradient(
 
 
 def stacked_gradient(problem: FewShot, meta: Tree, support: Batch, query: Batch, steps: int) -> MetaGradient:
-    """`meta_gradient` by one pass through the tasks side by side."""
+    """`meta_gradient` by one pass through the tasks side by side; on the CPU in parts, for memory's speed."""
+    tasks = len(support.x)
+    found, size = [], _at_once(support, query, steps)
+    for start in range(0, tasks, size):
+        part = [
+            Batch(x[start : start + size], y[start : start + size], key) for x, y, key in (support, query)
+        ]
+        found.append((len(part[0].x) / tasks, _stacked(problem, meta, *part, steps)))
+
+    def mean(*leaves: Tensor) -> Tensor:
+        return torch.stack([share * leaf for (share, _), leaf in zip(found, leaves, strict=True)]).sum(0)
+
+    grads, losses, metrics = zip(*(one for _, one in found), strict=True)
+    return MetaGradient(tree_map(mean, *grads), mean(*losses), tree_map(mean, *metrics))
+
+
+def _at_once(support: Batch, query: Batch, steps: int) -> int:
+    """How many tasks one pass takes: equal parts whose memory malloc keeps, not to be zeroed again."""
+    tasks, numbers = len(support.x), steps * support.x.numel() + query.x.numel()
+    parts = 1 if support.x.is_cuda else -(-numbers // PART)
+    return -(-tasks // parts)
+
+
+def _stacked(problem: FewShot, meta: Tree, support: Batch, query: Batch, steps: int) -> MetaGradient:
+    """`stacked_gradient` of so many tasks at once."""
     tasks = len(support.x)
     together, reptile = SideBySide(problem, tasks), problem.options.algorithm == "reptile"
     meta = require_grad(meta)

@@ -10,10 +10,12 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from metalearn.machine import full
 from metalearn.maml.networks import Block, Conv4, PixelMean
+from metalearn.maml.norm_relu import NormRelu
 from metalearn.maml.problem import FewShot
 from metalearn.networks import Mlp
 from metalearn.problem import Inner, Problem
@@ -126,21 +128,14 @@ def _block(block: Block, weights: Tree, name: str, x: Tensor) -> Tensor:
     tasks, examples = x.shape[:2]
     stride = int(block.conv.stride[0])
     height, width = (_halved(size, stride) for size in x.shape[2:4])
-    y = Columns.apply(x, stride) @ weights[f"{name}.conv.weight"]
+    kernel = weights[f"{name}.conv.weight"]
+    y = Product.apply(Columns.apply(x, stride), kernel.expand(tasks, -1, -1))
     scale, shift = (_rows(weights[f"{name}.norm.{part}"]) for part in ("weight", "bias"))
-    y = _normalise(y, scale, shift, block.norm.eps).relu().view(tasks, examples, height, width, -1)
+    y = NormRelu.apply(full(y), scale, shift, block.norm.eps).view(tasks, examples, height, width, -1)
     if not block.pool:
         return y
     pooled = F.max_pool2d(y.flatten(0, 1).movedim(3, 1), 2).movedim(1, 3)
     return pooled.unflatten(0, (tasks, examples))
-
-
-def _normalise(y: Float[Tensor, "task row channel"], scale: Tensor, shift: Tensor, epsilon: float) -> Tensor:
-    """Batch normalisation over rows; sums rather than means, for their derivatives need no full tensor."""
-    share = 1 / y.shape[1]
-    centred = y + y.sum(dim=1, keepdim=True) * -share
-    variance = centred.square().sum(dim=1, keepdim=True) * share
-    return torch.addcmul(shift, centred, (variance + epsilon).rsqrt() * scale)
 
 
 def _rows(leaf: Tensor) -> Tensor:
@@ -175,7 +170,10 @@ class Columns(torch.autograd.Function):
 
 
 class Image(torch.autograd.Function):
-    """Columns added up where they came from. Linear; its transpose is `Columns`."""
+    """Columns added up where they came from. Linear; its transpose is `Columns`.
+
+    Of one pixel's surroundings, a stride by stride block does not overlap its neighbours': added at once.
+    """
 
     @staticmethod
     def forward(ctx: Any, columns: Tensor, shape: torch.Size, stride: int) -> Tensor:
@@ -184,12 +182,53 @@ class Image(torch.autograd.Function):
         padded = columns.new_zeros(tasks, examples, height + 2, width + 2, channels)
         rows, across = _halved(height, stride), _halved(width, stride)
         windows = columns.reshape(tasks, examples, rows, across, 3, 3, channels)
-        for i in range(3):
-            for j in range(3):
-                down, right = i + stride * (rows - 1) + 1, j + stride * (across - 1) + 1
-                padded[:, :, i:down:stride, j:right:stride].add_(windows[:, :, :, :, i, j])
+        task, example, row, column, _ = padded.stride()
+        steps = (task, example, row * stride, column * stride, row, column, 1)
+        for i in range(0, 3, stride):
+            for j in range(0, 3, stride):
+                part = windows[:, :, :, :, i : i + stride, j : j + stride]
+                padded.as_strided(part.shape, steps, i * row + j * column).add_(part)
         return padded[:, :, 1:-1, 1:-1].contiguous()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         return Columns.apply(grads[0], ctx.stride), None, None
+
+
+class Product(torch.autograd.Function):
+    """columns @ kernel, twice differentiable; autograd's own derivatives of it lie transposed in memory."""
+
+    @staticmethod
+    def forward(ctx: Any, columns: Tensor, kernel: Tensor) -> Tensor:
+        ctx.save_for_backward(columns, kernel)
+        return columns @ kernel
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        return ProductSlope.apply(grads[0], *ctx.saved_tensors, ctx.needs_input_grad)
+
+
+class ProductSlope(torch.autograd.Function):
+    """Pulls d loss / d product back to columns and kernel, as far as each is `needed`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, grad: Tensor, columns: Tensor, kernel: Tensor, needed: tuple[bool, bool]
+    ) -> tuple[Tensor | None, Tensor | None]:
+        ctx.save_for_backward(grad, columns, kernel)
+        ctx.set_materialize_grads(False)
+        by_columns = grad @ kernel.mT if needed[0] else None
+        return by_columns, columns.mT @ grad if needed[1] else None
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *directions: Tensor | None) -> tuple[Tensor | None, ...]:
+        to_columns, to_kernel = directions
+        grad, columns, kernel = ctx.saved_tensors
+        by_grad = by_columns = by_kernel = None
+        if to_columns is not None:
+            by_grad, by_kernel = to_columns @ kernel, to_columns.mT @ grad
+        if to_kernel is not None:
+            by_grad = columns @ to_kernel if by_grad is None else torch.baddbmm(by_grad, columns, to_kernel)
+            by_columns = grad @ to_kernel.mT if ctx.needs_input_grad[1] else None
+        return by_grad, by_columns, by_kernel, None

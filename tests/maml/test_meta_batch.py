@@ -144,6 +144,23 @@ def test_equals_the_loop_over_tasks(path, name, algorithm, steps):
     assert not any(leaf.requires_grad for leaf in [found.loss, *found.grad.values(), *found.metrics.values()])
 
 
+@pytest.mark.parametrize(("parts", "sizes"), [(2, [2, 1]), (5, [1, 1, 1])])
+def test_parts_of_a_meta_batch_give_its_mean(parts, sizes, monkeypatch):
+    case, taken = setting("conv4_stride", "maml"), []
+    numbers = case.support.x.numel() + case.query.x.numel()
+    monkeypatch.setattr(meta_batch, "PART", -(-numbers // parts))
+    whole = meta_batch._stacked
+    monkeypatch.setattr(meta_batch, "_stacked", lambda *args: taken.append(len(args[2].x)) or whole(*args))
+    expected, loss, metrics = loop(case, 1)
+
+    found = meta_batch.stacked_gradient(case.problem, case.meta, case.support, case.query, 1)
+
+    assert taken == sizes
+    assert_equal(found.grad, expected)
+    torch.testing.assert_close(found.loss, loss, rtol=1e-9, atol=0)
+    assert_equal(found.metrics, metrics)
+
+
 @pytest.mark.parametrize("steps", [1, 3])
 @pytest.mark.parametrize("name", ["mlp", "conv4_stride", "normalised"])
 def test_imaml_equals_the_loop_over_tasks(name, steps):
