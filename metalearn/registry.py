@@ -68,6 +68,13 @@ def build(group: str, options: Any, **context: Any) -> Any:
     return getattr(importlib.import_module(module), attribute)(options, **context)
 
 
+def name_of(group: str, thing: Any) -> str:
+    """What a configuration calls the class of `thing`; for one that is not registered, the class's name."""
+    target = f"{type(thing).__module__}:{type(thing).__qualname__}"
+    found = (name for (kind, name), entry in _entries.items() if (kind, entry.target) == (group, target))
+    return next(found, type(thing).__name__)
+
+
 def fields(group: str, name: str) -> list[str]:
     """The option names of an entry, in order."""
     return [field.name for field in dataclasses.fields(entry(group, name).options)]

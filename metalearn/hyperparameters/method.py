@@ -18,7 +18,7 @@ from metalearn.hyperparameters.problem import NetworkTraining
 from metalearn.hyperparameters.result import write_result
 from metalearn.hyperparameters.runs import Runs
 from metalearn.method import Bilevel, Context, Situation
-from metalearn.registry import UserError
+from metalearn.registry import UserError, name_of
 from metalearn.rng import generator
 from metalearn.task import Metrics, Split
 from metalearn.tree import Tree, clip_norm, detach, require_grad, scale, tree_map
@@ -123,9 +123,7 @@ def training(context: Context, options: Any) -> NetworkTraining:
 
 def _usable(estimator: HyperGradient | None, options: HyperparametersOptions) -> HyperGradient:
     """`estimator`, if it can answer. Raises UserError that says which one can."""
-    name = (
-        "hypergradient: got none" if estimator is None else f"hypergradient: got {type(estimator).__name__}"
-    )
+    name = f"hypergradient: got {'none' if estimator is None else name_of('hypergradient', estimator)}"
     if estimator is None:
         raise UserError(f"{name}; method hyperparameters needs one: choose hypergradient=unrolled")
     if isinstance(estimator, FirstOrder):

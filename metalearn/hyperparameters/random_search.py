@@ -27,6 +27,8 @@ class RandomSearch(Method):
     """
 
     def __init__(self, options: RandomSearchOptions, context: Context) -> None:
+        if context.hypergradient is not None:
+            raise UserError("method random_search uses no hypergradient; set hypergradient=none")
         for key in ("learning_rate_range", "penalty_range"):
             _check_range(key, getattr(options, key))
         self.options, self.seed, self.machine = options, context.seed, context.machine

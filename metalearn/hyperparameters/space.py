@@ -28,7 +28,7 @@ class Space:
         if options.learning_rates == "fixed" and options.penalties == "none":
             raise UserError(
                 "method.learning_rates: got fixed, with method.penalties=none there is nothing to learn; "
-                "choose global, per_layer, per_step or per_layer_and_step, or other penalties"
+                "choose others, e.g. method.learning_rates=global, or method.penalties=global"
             )
         self.options, self.params = options, params
         self.layers = _layers(params)

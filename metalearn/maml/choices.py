@@ -11,7 +11,7 @@ from metalearn.hypergradient.recompute import unroll_recomputed
 from metalearn.hypergradient.unroll import Truncated, Unrolled
 from metalearn.machine import Machine
 from metalearn.maml.config import MamlOptions
-from metalearn.registry import UserError
+from metalearn.registry import UserError, name_of
 from metalearn.task import TaskSpec
 
 IMPLICIT = (ConjugateGradient, Neumann)
@@ -113,4 +113,4 @@ def _name(estimator: HyperGradient | None) -> str:
     if estimator is None:
         return "none"
     recompute = " with recompute" if _recomputes(estimator) else ""
-    return f"{type(estimator).__name__}{recompute}"
+    return f"{name_of('hypergradient', estimator)}{recompute}"

@@ -210,7 +210,7 @@ def test_mistakes_are_explained(kit):
         build(learning_rates="fixed")
     with pytest.raises(UserError, match=r"choose hypergradient=unrolled"):
         build(kit.context()._replace(hypergradient=None))
-    with pytest.raises(UserError, match="takes no inner step"):
+    with pytest.raises(UserError, match="got first_order, which takes no inner step"):
         build(kit.context(estimator=FirstOrder(FirstOrderOptions("first_order"))))
     with pytest.raises(UserError, match="a segment is the whole run"):
         build(kit.context(estimator=Pes(PesOptions("pes", 2, 0.1))))

@@ -6,9 +6,15 @@ import math
 import pytest
 import torch
 
+from metalearn.hypergradient.config import UnrolledOptions
+from metalearn.hypergradient.unroll import Unrolled
 from metalearn.hyperparameters.method import Hyperparameters
 from metalearn.hyperparameters.random_search import RandomSearch
 from metalearn.registry import UserError
+
+
+def _context(kit):
+    return kit.context()._replace(hypergradient=None)
 
 
 def _saved(state):
@@ -25,7 +31,7 @@ def _loss(method, meta):
 
 
 def test_the_best_of_all_draws_is_kept(kit):
-    method = RandomSearch(kit.searched(), kit.context())
+    method = RandomSearch(kit.searched(), _context(kit))
     losses = [method.step(index)["search_valid/loss"].item() for index in range(6)]
     expected = [_loss(method, method.draw(index)) for index in range(6)]
     assert losses == pytest.approx(expected, rel=1e-6)
@@ -37,7 +43,7 @@ def test_the_best_of_all_draws_is_kept(kit):
 
 @pytest.mark.parametrize("stop", [0, 3])
 def test_resume_is_bit_exact(kit, stop):
-    whole, first, second = (RandomSearch(kit.searched(), kit.context()) for _ in range(3))
+    whole, first, second = (RandomSearch(kit.searched(), _context(kit)) for _ in range(3))
     rows = [whole.step(index) for index in range(5)]
     for index in range(stop):
         first.step(index)
@@ -47,8 +53,14 @@ def test_resume_is_bit_exact(kit, stop):
     assert second.evaluate("valid") == whole.evaluate("valid")
 
 
+def test_an_estimator_that_would_not_be_used_is_refused(kit):
+    context = kit.context()._replace(hypergradient=Unrolled(UnrolledOptions("unrolled", False)))
+    with pytest.raises(UserError, match="random_search uses no hypergradient; set hypergradient=none"):
+        RandomSearch(kit.searched(), context)
+
+
 def test_draws_are_log_uniform_in_their_ranges(kit):
-    method = RandomSearch(kit.searched(), kit.context())
+    method = RandomSearch(kit.searched(), _context(kit))
     draws = [method.draw(index) for index in range(400)]
     rates = torch.stack([draw["log_rate"] for draw in draws])
     penalties = torch.stack([draw["log_penalty/network"] for draw in draws])
@@ -62,7 +74,7 @@ def test_draws_are_log_uniform_in_their_ranges(kit):
 
 def test_judged_on_the_runs_that_learned_ones_are_judged_on(kit):
     """Same starting values, same fresh runs: the gains of both methods can be put side by side."""
-    drawn = RandomSearch(kit.searched(learning_rates="global", penalties="none"), kit.context())
+    drawn = RandomSearch(kit.searched(learning_rates="global", penalties="none"), _context(kit))
     learned = Hyperparameters(kit.learned(), kit.context())
     drawn.step(0)
     with torch.no_grad():
@@ -72,4 +84,4 @@ def test_judged_on_the_runs_that_learned_ones_are_judged_on(kit):
 
 def test_ranges_are_checked(kit):
     with pytest.raises(UserError, match=r"method.penalty_range: got \[0.1, 0.001\]"):
-        RandomSearch(kit.searched(penalty_range=[0.1, 0.001]), kit.context())
+        RandomSearch(kit.searched(penalty_range=[0.1, 0.001]), _context(kit))
