@@ -33,7 +33,8 @@ class FewShot(Problem):
     batches are [example ...]. Without second derivatives (fomaml, reptile) the hypergradient of an unroll is
     the outer loss's gradient at the adapted weights (Finn et al. 2017, section 5.2).
 
-    The network is put in training mode: batch normalisation uses the batch at hand.
+    The network is put in training mode: batch normalisation uses the batch at hand, so the queries of a task
+    see each other, in evaluation too (transductive, as in Finn et al. 2017; from memory).
     """
 
     def __init__(self, task: Task, network: Network, machine: Machine, options: MamlOptions) -> None:
