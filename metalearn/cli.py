@@ -49,7 +49,7 @@ def main() -> None:
     except UserError as error:
         if debug:
             raise
-        print(f"metalearn: {error}", file=sys.stderr)
+        print(f"{_speaker()}: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -58,8 +58,15 @@ def main() -> None:
         if debug:
             raise
         text = str(error).splitlines() or [""]
-        print(f"metalearn: failed: {type(error).__name__}: {text[0]}; --debug shows where", file=sys.stderr)
+        failed = f"failed: {type(error).__name__}: {text[0]}; --debug shows where"
+        print(f"{_speaker()}: {failed}", file=sys.stderr)
         sys.exit(1)
+
+
+def _speaker() -> str:
+    """Who a message is from: torchrun shows those of every process, often the same one."""
+    rank = os.environ.get("RANK", "0")
+    return "metalearn" if rank == "0" else f"metalearn: process {rank}"
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -91,7 +98,7 @@ def _usage() -> str:
         [
             "usage: metalearn COMMAND ... [--debug]",
             "",
-            "Gradient-based meta-learning on one footing: DARTS, HyperNetworks, learned optimizers.",
+            "Gradient-based meta-learning on one footing: DARTS, HyperNetworks, learned optimizers, MAML.",
             "",
             *lines,
             "",

@@ -84,6 +84,15 @@ def test_a_mistake_is_one_message(metalearn, arguments, expected, tmp_path):
     assert not list(tmp_path.iterdir())  # nothing was started
 
 
+def test_each_process_of_torchrun_says_which_it_is(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["metalearn", "trian"])
+    for rank, start in (("0", "metalearn: no command"), ("1", "metalearn: process 1: no command")):
+        monkeypatch.setenv("RANK", rank)
+        with pytest.raises(SystemExit):
+            cli.main()
+        assert capsys.readouterr().err.startswith(start)
+
+
 def test_debug_shows_the_traceback(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["metalearn", "--debug", "trian"])
     with pytest.raises(cli.UserError):

@@ -58,7 +58,7 @@ def run(
         except PeerLost as error:
             raise PeerLost(loop.after_loss(str(error))) from error
         except Diverged as error:
-            raise Diverged(f"{error}; {loop.last_good()}; lower a learning rate or clip gradients") from None
+            raise Diverged(f"{error}; {loop.last_good()}; {_remedy(str(error))}") from None
         except (MemoryError, RuntimeError) as error:
             if not _is_out_of_memory(error):
                 raise
@@ -282,6 +282,12 @@ def _check_options(config: Config) -> None:
             "train.select: got best, which needs train.monitor and train.evaluate_every above 0; set them, "
             "or take train.select=last"
         )
+
+
+def _remedy(diverged: str) -> str:
+    if "hypergradient/residual" in diverged:
+        return "lower hypergradient.step (neumann) or raise hypergradient.damping"
+    return "lower a learning rate or clip gradients"
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

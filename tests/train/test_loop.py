@@ -29,6 +29,8 @@ class Poisoned(NoisyQuadratic):
         if index + 1 >= self.at:
             if self.what == "metric":
                 metrics["train/norm"] = torch.tensor(float("inf"))
+            if self.what == "solver":
+                metrics["hypergradient/residual"] = torch.tensor(float("nan"))
             if self.what == "state":
                 self.average[2] = float("nan")
         return metrics
@@ -49,6 +51,7 @@ class Poisoned(NoisyQuadratic):
             "step 7: train/norm is inf; the last good checkpoint is .*step_0000000005.pt of step 5",
             5,
         ),
+        ("solver", 7, "step 7: hypergradient/residual is nan; .*; lower hypergradient.step", 5),
         ("metric", 1, "step 1: train/norm is inf; there is no checkpoint before it", None),
         ("state", 6, "step 8: the state's slots/1/average is not finite; .* of step 5", 5),
         ("valid", 10, "step 10: valid/loss is nan; .* of step 8", 8),
