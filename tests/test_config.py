@@ -4,7 +4,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from metalearn import cli, registry
-from metalearn.compose import compose, options, recompose
+from metalearn.compose import CONF, compose, options, recompose
 from metalearn.config import resolve
 from metalearn.registry import UserError
 
@@ -13,7 +13,10 @@ cli.register_all()
 
 @pytest.mark.parametrize("group", registry.GROUPS)
 def test_conf_and_registry_hold_the_same_names(group):
-    assert set(options(group)) - {"none"} == set(registry.names(group))
+    """Every name has its file; a file of another name is a variant, with other numbers, of one of them."""
+    files = {file: OmegaConf.load(CONF / group / f"{file}.yaml").name for file in options(group)}
+    assert set(registry.names(group)) <= {file for file, name in files.items() if file == name}
+    assert set(files.values()) - {"none"} == set(registry.names(group))
 
 
 @pytest.mark.parametrize("group", registry.GROUPS)
