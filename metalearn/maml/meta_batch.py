@@ -62,10 +62,9 @@ def stacked_gradient(problem: FewShot, meta: Tree, support: Batch, query: Batch,
     tasks = len(support.x)
     found, size = [], _at_once(support, query, steps)
     for start in range(0, tasks, size):
-        part = [
-            Batch(x[start : start + size], y[start : start + size], key) for x, y, key in (support, query)
-        ]
-        found.append((len(part[0].x) / tasks, _stacked(problem, meta, *part, steps)))
+        end = start + size
+        one, other = (Batch(x[start:end], y[start:end], key) for x, y, key in (support, query))
+        found.append((len(one.x) / tasks, _stacked(problem, meta, one, other, steps)))
 
     def mean(*leaves: Tensor) -> Tensor:
         return torch.stack([share * leaf for (share, _), leaf in zip(found, leaves, strict=True)]).sum(0)

@@ -51,7 +51,9 @@ class NormReluSlope(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *directions: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *directions: Tensor
+    ) -> tuple[Tensor | None, ...]:
         """With dy, dscale, dshift the directions: the derivatives of <h, scale dn + dscale n + dshift>."""
         dy, dscale, dshift = directions
         scale, centred, inverse, output, h, mean, along = ctx.saved_tensors

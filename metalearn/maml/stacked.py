@@ -1,6 +1,6 @@
 """Networks with one set of weights for each task, computed side by side without `vmap`.
 
-Written in batched products and elementary operations, so that ordinary autograd is right to any order and
+Written in batched products and elementary operations; autograd is right to second order through conv4 and
 pays for one pass, whatever the number of tasks: on the CPU half of `vmap`'s time for a small perceptron and
 three quarters for conv4 (benchmarks/maml.py).
 """
@@ -222,7 +222,9 @@ class ProductSlope(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *directions: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *directions: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
         to_columns, to_kernel = directions
         grad, columns, kernel = ctx.saved_tensors
         by_grad = by_columns = by_kernel = None
