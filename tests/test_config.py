@@ -14,7 +14,7 @@ cli.register_all()
 @pytest.mark.parametrize("group", registry.GROUPS)
 def test_conf_and_registry_hold_the_same_names(group):
     """Every name has its file; a file of another name is a variant, with other numbers, of one of them."""
-    files = {file: OmegaConf.load(CONF / group / f"{file}.yaml")["name"] for file in options(group)}
+    files = {file: OmegaConf.load(CONF / group / f"{file}.yaml").name for file in options(group)}
     assert set(registry.names(group)) <= {file for file, name in files.items() if file == name}
     assert set(files.values()) - {"none"} == set(registry.names(group))
 
