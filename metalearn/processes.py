@@ -3,6 +3,7 @@
 import atexit
 import datetime
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -95,9 +96,10 @@ class Processes:
             action()
         except RuntimeError as error:
             self._exit_code = PeerLost.exit_code
-            raise PeerLost(
-                f"another process of this run is gone or does not answer ({str(error).splitlines()[0][:160]})"
-            ) from error
+            reason = re.sub(
+                r"^\[[^]]*\]\s*", "", str(error).splitlines()[0]
+            )  # without torch's own source line
+            raise PeerLost(f"another process of this run is gone or does not answer ({reason})") from error
 
     def end(self) -> None:
         """No more exchanges: every process calls it after the last step."""

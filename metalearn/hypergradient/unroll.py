@@ -89,7 +89,7 @@ class Truncated(HyperGradient):
         if start < 0:
             raise UserError(
                 f"truncated: window {self.window} is longer than the segment of {len(segment.inner)} inner "
-                "steps; lower window or raise the steps"
+                "steps; lower hypergradient.window, or raise the method's inner_steps, horizon or unroll"
             )
         meta, inner, losses = require_grad(meta), carry.detach(), []
         for step, batch in enumerate(segment.inner[:start]):
