@@ -50,10 +50,11 @@ def accuracy(candidate: Candidate, groups: Sequence[Group], exacts: Sequence[Tre
     Raises UserError where the estimator does not fit the problem.
     """
     first, second = (candidate.estimate(groups[0], generator("diagnose", 0, draw)) for draw in range(2))
-    if torch.equal(flat(first[0]).nan_to_num(), flat(second[0]).nan_to_num()):
+    begun = [flat(first[0]), flat(second[0])]
+    if torch.equal(begun[0].nan_to_num(), begun[1].nan_to_num()):
         draws = 1
     steps = [
-        _of_step(_draws(candidate, group, number, draws), flat(exact))
+        _of_step(_draws(candidate, group, number, draws, [] if number else begun[:draws]), flat(exact))
         for number, (group, exact) in enumerate(zip(groups, exacts, strict=True))
     ]
     means = [sum(values) / len(steps) for values in zip(*steps, strict=True)]
@@ -62,8 +63,12 @@ def accuracy(candidate: Candidate, groups: Sequence[Group], exacts: Sequence[Tre
     return Accuracy(cosines, norms, bias, math.sqrt(variance / draws), math.sqrt(variance), draws, residual)
 
 
-def _draws(candidate: Candidate, group: Group, number: int, draws: int) -> Iterator[Tensor]:
-    for draw in range(draws):
+def _draws(
+    candidate: Candidate, group: Group, number: int, draws: int, begun: list[Tensor]
+) -> Iterator[Tensor]:
+    """Estimates of a step by streams of their own; `begun` are the first of them."""
+    yield from begun
+    for draw in range(len(begun), draws):
         yield flat(candidate.estimate(group, generator("diagnose", number, draw))[0])
 
 

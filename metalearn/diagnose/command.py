@@ -71,8 +71,8 @@ def _of_run(run: Path, chosen: Sequence[str], numbers: Mapping[str, str], overri
     found = subject.restored(run, config, diagnosis)
     rows = table.measure(found, diagnosis, options)
     if not chosen:
-        left_out = [row.label for row in rows if row.reason]
-        rows = [row for row in rows if not row.reason]
+        left_out = [row.label for row in rows if row.accuracy is None]
+        rows = [row for row in rows if row.accuracy is not None]
         if left_out:
             _say(f"left out, for they do not fit: {', '.join(left_out)}; estimators=NAME says why")
     return Result(config.name, found, diagnosis, rows)
@@ -80,7 +80,8 @@ def _of_run(run: Path, chosen: Sequence[str], numbers: Mapping[str, str], overri
 
 def _finish(result: Result, folder: Path, command: Sequence[str]) -> None:
     output.write(result, folder, command)
-    _say(f"{result.title}\n\n{table.aligned(table.cells(result.rows))}\n\n{folder}\n")
+    lines = [table.aligned(table.cells(result.rows)), *table.reasons(result.rows)]
+    _say("\n".join([result.title, "", *lines, "", str(folder), ""]))
 
 
 def _say(text: str) -> None:

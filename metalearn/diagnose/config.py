@@ -14,7 +14,7 @@ from metalearn.train.stored_config import plain
 
 OF_A_RUN = "run"  # the file for a training run's checkpoint
 NUMBERS = {"situations": 1, "draws": 2, "warmup": 0, "repeats": 1}  # what a diagnosis counts: the least value
-OF_A_CANDIDATE = ("hypergradient", "windows", "second_derivatives")
+OF_A_CANDIDATE = ("hypergradient", "windows", "second_derivatives", "draws")
 
 
 @dataclass
@@ -24,7 +24,9 @@ class Diagnosis:
     overrides: list[str] = required()  # of the run: as `metalearn train` takes them
     warmup: int = required()  # steps of training before the state that is diagnosed
     situations: int = required()  # step indexes that the columns are averaged over
-    draws: int = required()  # estimates of one situation by an estimator that samples
+    draws: int = (
+        required()
+    )  # estimates of one situation by an estimator that samples, if its row says no other
     repeats: int = required()  # timed calls; their median counts
     estimators: dict[str, Any] = required()  # label: {hypergradient: NAME, its options, windows, ...}
 
@@ -37,6 +39,7 @@ class CandidateOptions:
     estimator: Any  # options of a registered hypergradient
     windows: int  # parts of the segment that are estimated one after the other and summed
     second_derivatives: bool  # False: gradients enter the update as constants, if they do not anyway
+    draws: int  # of an estimator that samples
 
 
 def problems() -> list[str]:
@@ -45,7 +48,7 @@ def problems() -> list[str]:
 
 
 def read(name: str, changes: Mapping[str, str]) -> Diagnosis:
-    """conf/diagnose/NAME.yaml with other numbers. Raises UserError."""
+    """conf/diagnose/NAME.yaml with other numbers; `draws` is then that of every row. Raises UserError."""
     path = CONF / "diagnose" / f"{name}.yaml"
     if name not in (*problems(), OF_A_RUN):
         allowed = ", ".join([*closest(name, problems()), "all"])
@@ -53,7 +56,11 @@ def read(name: str, changes: Mapping[str, str]) -> Diagnosis:
     values = OmegaConf.to_container(OmegaConf.load(path))
     assert isinstance(values, dict)
     numbers = {key: _whole(key, value) for key, value in changes.items()}
-    return typed(Diagnosis, {str(key): value for key, value in values.items()} | numbers, "")
+    found = typed(Diagnosis, {str(key): value for key, value in values.items()} | numbers, "")
+    for row in found.estimators.values():
+        if "draws" in numbers or "draws" not in row:
+            row["draws"] = found.draws
+    return found
 
 
 def _whole(key: str, value: str) -> int:
@@ -75,7 +82,8 @@ def candidates(diagnosis: Diagnosis, chosen: Sequence[str], config: Config) -> l
             raise UserError(
                 f"no estimator is called {name!r}; choose one of: {', '.join(closest(name, list(allowed)))}"
             )
-        found.append(candidate(name, diagnosis.estimators.get(name, {"hypergradient": name}), config))
+        values = diagnosis.estimators.get(name, {"hypergradient": name, "draws": diagnosis.draws})
+        found.append(candidate(name, values, config))
     return found
 
 
@@ -83,7 +91,8 @@ def candidate(label: str, values: Mapping[str, Any], config: Config) -> Candidat
     """A row of conf/diagnose as checked options."""
     changes = {key: value for key, value in values.items() if key not in OF_A_CANDIDATE}
     chosen = estimator_options(config, values["hypergradient"], changes)
-    return CandidateOptions(label, chosen, values.get("windows", 1), values.get("second_derivatives", True))
+    windows, second_derivatives = values.get("windows", 1), values.get("second_derivatives", True)
+    return CandidateOptions(label, chosen, windows, second_derivatives, values["draws"])
 
 
 def estimator_options(config: Config, name: str, changes: Mapping[str, Any]) -> Any:

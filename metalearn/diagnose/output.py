@@ -13,7 +13,7 @@ from typing import Any
 from metalearn.diagnose.config import Diagnosis
 from metalearn.diagnose.plot import draw
 from metalearn.diagnose.subject import Subject
-from metalearn.diagnose.table import COLUMNS, MEANING, Row, cells, markdown
+from metalearn.diagnose.table import COLUMNS, MEANING, Row, cells, markdown, reasons, summary
 from metalearn.registry import UserError
 from metalearn.train import provenance
 from metalearn.train.files import write_text
@@ -70,12 +70,21 @@ def write(result: Result, folder: Path, command: Sequence[str]) -> None:
 
 
 def page(results: Sequence[Result], folders: Sequence[str]) -> str:
-    """One section for each result; `folders` are where their plots lie, from the page."""
+    """A short table of several results, and a section for each; `folders` hold their plots, from the page."""
     parts = ["# Hypergradient estimators against the exact hypergradient\n", MEANING + "\n", _where() + "\n"]
+    if len(results) > 1:
+        short = summary({result.name: result.rows for result in results})
+        parts += ["## In short\n", markdown(short) + "\n"]
     for result, folder in zip(results, folders, strict=True):
         plot = f"{folder}/diagnose.svg" if folder else "diagnose.svg"
         picture = f"![bias and cosine against milliseconds]({plot})\n"
-        parts += [f"## {result.title}\n", markdown(cells(result.rows)) + "\n", picture]
+        notes = "".join(f"{line}\n" for line in reasons(result.rows))
+        parts += [
+            f"## {result.title}\n",
+            markdown(cells(result.rows)) + "\n",
+            *([notes] if notes else []),
+            picture,
+        ]
     return "\n".join(parts)
 
 

@@ -1,7 +1,7 @@
 """The rows of a diagnosis, and how they read."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from metalearn.diagnose import candidate
@@ -14,6 +14,7 @@ from metalearn.registry import UserError
 from metalearn.rng import generator
 
 MIB = 2**20
+NOTHING = "gives zero: what it looks at does not depend on these meta-parameters"
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Row:
     accuracy: Accuracy | None = None
     milliseconds: float | None = None  # of one step's hypergradient
     peak_bytes: int | None = None  # of one situation, above what was there before
-    reason: str = ""  # why the estimator cannot work here
+    reason: str = ""  # why the estimator cannot work here, or gives nothing
 
 
 COLUMNS: dict[str, Callable[[Row], object]] = {
@@ -46,7 +47,6 @@ HEADS = {
     "deviation": "std. dev.",
     "milliseconds": "ms",
     "peak_mib": "peak MiB",
-    "reason": "",
 }
 MEANING = (
     "Columns are relative to the exact hypergradient: reverse mode through the whole segment, in the same "
@@ -64,11 +64,12 @@ def measure(subject: Subject, diagnosis: Diagnosis, options: Sequence[CandidateO
     for one in options:
         try:
             built = candidate.build(one, machine)
-            found = accuracy(built, subject.groups, exacts, diagnosis.draws)
+            found = accuracy(built, subject.groups, exacts, one.draws)
         except UserError as error:
             rows.append(Row(one.label, reason=str(error)))
             continue
-        rows.append(Row(one.label, found, *_cost(built, subject, diagnosis.repeats)))
+        reason = NOTHING if found.relative_norm == 0 else ""
+        rows.append(Row(one.label, found, *_cost(built, subject, diagnosis.repeats), reason))
     return rows
 
 
@@ -88,10 +89,32 @@ def _cost(built: Candidate, subject: Subject, repeats: int) -> tuple[float, int 
 
 
 def cells(rows: Sequence[Row]) -> list[list[str]]:
-    """Head and rows as text; columns in which no row says anything are left out."""
-    shown = [name for name, of in COLUMNS.items() if any(of(row) not in (None, "") for row in rows)]
+    """Head and rows as text, without the reasons; columns in which no row says anything are left out."""
+    names = [name for name in COLUMNS if name != "reason"]
+    shown = [name for name in names if any(COLUMNS[name](row) is not None for row in rows)]
     head = [HEADS.get(name, name) for name in shown]
     return [head, *([_text(COLUMNS[name](row)) for name in shown] for row in rows)]
+
+
+def summary(problems: Mapping[str, Sequence[Row]]) -> list[list[str]]:
+    """The short form: all rows of all problems with the columns that decide; empty rows are left out."""
+    lines = [["problem", "estimator", "cosine", "bias", "ms", "peak MiB"]]
+    for problem, rows in problems.items():
+        for row in rows:
+            if row.accuracy is None:
+                continue
+            values = (row.accuracy.cosine, row.milliseconds, COLUMNS["peak_mib"](row))
+            cosine, spent, peak = map(_text, values)
+            bias = _text(row.accuracy.bias)
+            if row.accuracy.draws > 1:
+                bias += f" (s.e. {_text(row.accuracy.floor)})"
+            lines.append([problem, row.label, cosine, bias, spent, peak])
+    return lines
+
+
+def reasons(rows: Sequence[Row]) -> list[str]:
+    """Why rows are empty or zero, one line each."""
+    return [f"- {row.label}: {row.reason.removeprefix(f'{row.label}: ')}" for row in rows if row.reason]
 
 
 def _text(value: object) -> str:
@@ -105,12 +128,11 @@ def _text(value: object) -> str:
 
 
 def aligned(table: Sequence[Sequence[str]]) -> str:
-    """The cells in columns for a terminal: text to the left, numbers to the right."""
+    """The cells in columns for a terminal: the first to the left, others to the right."""
     widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
-    left = {0, *(column for column, name in enumerate(table[0]) if not name)}
     return "\n".join(
         "  ".join(
-            cell.ljust(width) if column in left else cell.rjust(width)
+            cell.rjust(width) if column else cell.ljust(width)
             for column, (cell, width) in enumerate(zip(line, widths, strict=True))
         ).rstrip()
         for line in table
@@ -120,5 +142,5 @@ def aligned(table: Sequence[Sequence[str]]) -> str:
 def markdown(table: Sequence[Sequence[str]]) -> str:
     """The cells as a table of markdown."""
     head, *rows = table
-    rule = ["---", *("---" if not name else "---:" for name in head[1:])]
+    rule = ["---", *["---:"] * (len(head) - 1)]
     return "\n".join("| " + " | ".join(line) + " |" for line in [head, rule, *rows])
