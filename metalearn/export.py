@@ -11,7 +11,7 @@ from metalearn.config import Config, resolve
 from metalearn.network import Network
 from metalearn.registry import UserError
 from metalearn.supervised import Supervised
-from metalearn.train.checkpoint import Checkpoints, Restored
+from metalearn.train.checkpoint import Restored, read_best, read_newest
 
 
 def export(run: Path, folder: Path) -> list[Path]:
@@ -35,12 +35,12 @@ def export(run: Path, folder: Path) -> list[Path]:
 
 
 def _restored(run: Path, config: Config) -> Restored:
-    checkpoints = Checkpoints(run / "checkpoints", config.train.keep)
-    newest = checkpoints.newest()
+    folder = run / "checkpoints"
+    newest = read_newest(folder)
     if newest is None:
         raise UserError(f"{run}: has no checkpoint to export; let it run until train.checkpoint_every steps")
     best = newest.state["best"]
-    chosen = checkpoints.best(best["step"]) if config.train.select == "best" and best else newest
+    chosen = read_best(folder, best["step"]) if config.train.select == "best" and best else newest
     return chosen or newest
 
 

@@ -86,10 +86,7 @@ def bilevel(parts: Parts) -> Bilevel:
 
 
 def _newest(run: Path) -> checkpoint.State:
-    """The newest checkpoint that can be read. Touches no file: the run may be going on."""
-    for path in sorted((run / "checkpoints").glob("step_*.pt"), reverse=True):
-        try:
-            return checkpoint.load(path)
-        except checkpoint.Damaged:
-            continue
-    raise UserError(f"--run: {run} has no checkpoint; let it run until train.checkpoint_every steps")
+    found = checkpoint.read_newest(run / "checkpoints")
+    if found is None:
+        raise UserError(f"--run: {run} has no checkpoint; let it run until train.checkpoint_every steps")
+    return found.state

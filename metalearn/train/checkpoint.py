@@ -74,6 +74,34 @@ def load(path: Path) -> State:
     return state
 
 
+def read_newest(folder: Path) -> Restored | None:
+    """The newest sound checkpoint in `folder`. Touches no file: the run may be going on."""
+    for path in _by_step(folder):
+        try:
+            return Restored(path, load(path))
+        except Damaged:  # torn, or dropped by the run meanwhile
+            continue
+    return None
+
+
+def read_best(folder: Path, step: int) -> Restored | None:
+    """The best checkpoint in `folder`, if it is sound and of that step. Touches no file."""
+    path = folder / BEST
+    if not path.exists():
+        return None
+    try:
+        state = load(path)
+    except Damaged as error:
+        say(f"{path}: damaged ({error})")
+        return None
+    return Restored(path, state) if state["step"] == step else None
+
+
+def _by_step(folder: Path) -> list[Path]:
+    """Checkpoints by step, the newest first."""
+    return sorted(folder.glob("step_*.pt"), reverse=True)
+
+
 class Checkpoints:
     """The folder of a run's checkpoints: the last few by step, and a copy of the best."""
 
@@ -92,13 +120,13 @@ class Checkpoints:
         save(path, state)
         if best:
             save(self._folder / BEST, state)
-        for old in self._steps()[self._keep :]:
+        for old in _by_step(self._folder)[self._keep :]:
             old.unlink(missing_ok=True)
         return path
 
     def newest(self) -> Restored | None:
         """The newest sound checkpoint. A damaged one is set aside as `*.damaged`, and this is said."""
-        for path in self._steps():
+        for path in _by_step(self._folder):
             try:
                 return Restored(path, load(path))
             except Damaged as error:
@@ -109,19 +137,7 @@ class Checkpoints:
 
     def best(self, step: int) -> Restored | None:
         """The best checkpoint, if it is sound and of that step."""
-        path = self._folder / BEST
-        if not path.exists():
-            return None
-        try:
-            state = load(path)
-        except Damaged as error:
-            say(f"{path}: damaged ({error})")
-            return None
-        return Restored(path, state) if state["step"] == step else None
-
-    def _steps(self) -> list[Path]:
-        """Checkpoints by step, the newest first."""
-        return sorted(self._folder.glob("step_*.pt"), reverse=True)
+        return read_best(self._folder, step)
 
 
 def random_state() -> State:

@@ -129,6 +129,22 @@ def test_the_last_ones_and_the_best_are_kept(tmp_path):
     assert not list(tmp_path.glob(".tmp-*"))
 
 
+def test_reading_touches_no_file_of_a_run_that_goes_on(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=3)
+    for step in range(2):
+        checkpoints.save({**STATE, "step": step}, best=step == 0)
+    checkpoints.path(2).write_bytes(b"torn")
+    (tmp_path / ".tmp-step_0000000003.pt-77").write_bytes(b"being written")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    newest, best = checkpoint.read_newest(tmp_path), checkpoint.read_best(tmp_path, 0)
+    assert newest is not None
+    assert best is not None
+    assert (newest.state["step"], best.state["step"]) == (1, 0)
+    assert checkpoint.read_best(tmp_path, 1) is None, "it is of another step"
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert checkpoint.read_newest(tmp_path / "absent") is None
+
+
 @pytest.mark.parametrize("kept", [0, 0.1, 0.5, 0.99, "flipped"])
 def test_a_torn_newest_falls_back_and_the_run_ends_the_same(tmp_path, capsys, kept):
     whole = train(configuration(tmp_path / "whole"), NoisyQuadratic())
