@@ -73,6 +73,42 @@ def test_a_zero_exact_gradient_and_values_that_are_not_finite_are_shown():
     assert table.cells([table.Row("bad", bad, 1.0, 0)])[1][1] == "nan"
 
 
+def test_draws_are_of_streams_of_their_own():
+    """Each draw of each step once: with a repeated one, or one skipped, the mean would be another."""
+    seen = []
+
+    class Recorded(Noisy):
+        def estimate(self, group, rng):
+            grad, metrics = super().estimate(group, rng)
+            seen.append(tuple(grad["meta"].tolist()))
+            return grad, metrics
+
+    accuracy(Recorded(EXACT, torch.zeros(2), 1.0), [[], []], [{"meta": EXACT}] * 2, 5)
+    assert len(seen) == len(set(seen)) == 10
+
+
+def test_rows_say_their_own_draws_and_the_command_overrules_them():
+    own = files.read("learning_rates", {}).estimators
+    assert own["evolution 8 pairs"]["draws"] != own["evolution 2 pairs"]["draws"]
+    assert {row["draws"] for row in files.read("learning_rates", {"draws": "3"}).estimators.values()} == {3}
+
+
+def test_a_zero_row_and_an_empty_one_say_why_and_the_summary_has_those_with_values():
+    zero = accuracy(Noisy(torch.zeros(2), torch.zeros(2), 0.0), [[]], [{"meta": EXACT}], 2)
+    drawn = accuracy(Noisy(EXACT, torch.zeros(2), 1.0), [[]], [{"meta": EXACT}], 4)
+    rows = [
+        table.Row("a", zero, 1.0, 0, "gives zero"),
+        table.Row("b", reason="b: too long"),
+        table.Row("c", drawn),
+    ]
+    assert table.reasons(rows) == ["- a: gives zero", "- b: too long"]
+    head, *lines = table.summary({"p": rows})
+    assert head == ["problem", "estimator", "cosine", "bias", "ms", "peak MiB"]
+    assert lines[0] == ["p", "a", "0", "1", "1", "0"]
+    assert lines[1][1] == "c"
+    assert "s.e." in lines[1][3]
+
+
 def test_peak_memory_of_a_known_pattern():
     """Two and one MiB at once, then less; a smaller tensor later does not count."""
 
@@ -91,6 +127,7 @@ def test_shipped_problems_compose(name):
     options = files.candidates(diagnosis, [], config)
     assert diagnosis.draws == 3
     assert len(options) == len(diagnosis.estimators)
+    assert not any("," in label for label in diagnosis.estimators), "estimators= splits there"
 
 
 def test_command_writes_all_files(metalearn, data_dir, tmp_path):
@@ -176,6 +213,15 @@ def test_windows_without_an_outer_loss_are_refused():
     candidate = Candidate(SimpleNamespace(), SimpleNamespace(), windows=2)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="windows: got 2"):
         candidate._parts(Segment([None] * 4, {4: None}))  # type: ignore[list-item]
+
+
+@pytest.mark.slow
+def test_implicit_is_near_exact_where_the_run_has_converged(metalearn, data_dir, tmp_path):
+    code, _, err = metalearn("diagnose", "hypergradient", "problem=weight_decays_converged",
+                             f"data_dir={data_dir}", "estimators=conjugate_gradient 20", "--output", "there")  # fmt: skip
+    assert code == 0, err
+    [row] = csv.DictReader((tmp_path / "there/diagnose.csv").open())
+    assert float(row["bias"]) < 0.02
 
 
 @pytest.mark.slow
