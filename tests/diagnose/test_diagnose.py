@@ -218,7 +218,8 @@ def test_windows_without_an_outer_loss_are_refused():
 @pytest.mark.slow
 def test_implicit_is_near_exact_where_the_run_has_converged(metalearn, data_dir, tmp_path):
     code, _, err = metalearn("diagnose", "hypergradient", "problem=weight_decays_converged",
-                             f"data_dir={data_dir}", "estimators=conjugate_gradient 20", "--output", "there")  # fmt: skip
+                             f"data_dir={data_dir}", "estimators=conjugate_gradient 20",
+                             "--output", "there")  # fmt: skip
     assert code == 0, err
     [row] = csv.DictReader((tmp_path / "there/diagnose.csv").open())
     assert float(row["bias"]) < 0.02
