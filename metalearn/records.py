@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from metalearn.registry import UserError, closest
 
-NOT_COMPARABLE = "not comparable: lossy copy"
+NOT_COMPARABLE = "not comparable with papers"
 # keys of a configuration that say nothing about what is learned
 PLACES = ("seed", "runs", "run_dir", "data_dir", "download", "log", "paper", "name", "role", "replicate")
 

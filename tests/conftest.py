@@ -9,6 +9,8 @@ import pytest
 
 from metalearn import cli
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side; read when torch is imported
+
 
 def _data_dir() -> Path | None:
     beside = Path(__file__).parents[2] / "shared" / "data"

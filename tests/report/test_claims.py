@@ -82,7 +82,7 @@ def test_the_best_of_the_others_is_the_one_to_beat():
         ([1.70, 1.72, 1.71], True, "min", "better by 1.05 (3 seeds)"),
         ([2.76], True, "min", "no verdict: 1 seed, two are needed"),
         ([], True, "min", "no verdict: 0 seeds, two are needed"),
-        ([1.70, 1.72, 1.71], False, "min", "not comparable: lossy copy"),
+        ([1.70, 1.72, 1.71], False, "min", "not comparable with papers"),
     ],
 )
 def test_verdict_against_a_paper(values, comparable, goal, verdict):

@@ -180,8 +180,8 @@ def test_nothing_has_run_yet(make_plan, tmp_path):
     assert "6 of 6 runs did not finish (6 missing)" in (tmp_path / "report.html").read_text()
 
 
-def test_a_lossy_copy_is_stamped_wherever_a_test_figure_stands(replication, make_plan, tmp_path, capsys):
-    stamp = "not comparable: lossy copy"
+def test_a_copy_that_is_not_comparable_is_stamped_wherever_a_test_figure_stands(replication, make_plan, tmp_path, capsys):
+    stamp = "not comparable with papers"
     paper = {"source": "a paper", "metric": "test/error", "value": 2.2, "spread": 0.1, "unit": "%"}
     folders = replication(
         {"comparable": False, "paper": paper}, retrain=[2.0, 2.5, 2.2], random=[3.0, 3.1, 3.6]
