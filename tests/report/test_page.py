@@ -180,7 +180,9 @@ def test_nothing_has_run_yet(make_plan, tmp_path):
     assert "6 of 6 runs did not finish (6 missing)" in (tmp_path / "report.html").read_text()
 
 
-def test_a_copy_that_is_not_comparable_is_stamped_wherever_a_test_figure_stands(replication, make_plan, tmp_path, capsys):
+def test_a_copy_that_is_not_comparable_is_stamped_wherever_a_test_figure_stands(
+    replication, make_plan, tmp_path, capsys
+):
     stamp = "not comparable with papers"
     paper = {"source": "a paper", "metric": "test/error", "value": 2.2, "spread": 0.1, "unit": "%"}
     folders = replication(
