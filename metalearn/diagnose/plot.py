@@ -14,6 +14,7 @@ def draw(title: str, rows: Sequence[Row], folder: Path) -> None:
     from matplotlib import rcParams
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     shown = [row for row in rows if row.accuracy is not None and row.milliseconds is not None]
     figure = Figure(figsize=(10.5, 4.6), layout="constrained")
@@ -37,6 +38,9 @@ def draw(title: str, rows: Sequence[Row], folder: Path) -> None:
     for axes in (below, above):
         axes.set_xscale("log")
         axes.set_xlabel("milliseconds")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.grid(alpha=0.3)
         axes.margins(0.1)
     handles, labels = above.get_legend_handles_labels()

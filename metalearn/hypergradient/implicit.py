@@ -22,7 +22,7 @@ def check_end(name: str, problem: Problem, segment: Segment) -> None:
     steps = len(segment.inner)
     if not steps or set(segment.outer) != {steps}:
         raise UserError(
-            f"{name}: got outer batches at steps {list(segment.outer)} of {steps}; it takes one, after the "
+            f"{name}: got outer batches at steps {_places(segment)} of {steps}; it takes one, after the "
             "last of one or more inner steps, where the run is taken to have converged; for others use "
             "hypergradient=unrolled"
         )
@@ -31,6 +31,12 @@ def check_end(name: str, problem: Problem, segment: Segment) -> None:
             f"{name}: the problem's gradients are constants (second_derivatives is off), so there is no "
             "curvature to solve with; switch them on or use hypergradient=unrolled"
         )
+
+
+def _places(segment: Segment) -> str:
+    """The scored steps, the first few of them."""
+    places = [str(step) for step in segment.outer]
+    return ", ".join(places if len(places) <= 3 else [*places[:2], "...", places[-1]])
 
 
 def differentiate_end(
