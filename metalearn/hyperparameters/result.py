@@ -22,10 +22,10 @@ def write_result(folder: Path, space: Space, gain: Gain, found: Tree, label: str
     if split not in gain.learned:
         gain.measure(split, found)
     curves = {"starting": gain.starting[split].curve, label: gain.learned[split].curve}
-    _write_curves(folder / "curves.json", curves)
+    _write_curves(folder / "curves.json", curves, "mean training loss")
     if space.by_step:
         rates = dict(zip(space.groups, found["log_rate"].exp().unbind(1), strict=True))
-        _write_curves(folder / "learning_rates.json", rates)
+        _write_curves(folder / "learning_rates.json", rates, "learning rate")
 
 
 def _rates(space: Space, found: Tree) -> dict[str, Any]:
@@ -53,13 +53,12 @@ def _penalties(found: Tree) -> dict[str, dict[str, float]]:
     }
 
 
-def _write_curves(path: Path, curves: dict[str, Tensor]) -> None:
+def _write_curves(path: Path, curves: dict[str, Tensor], label: str) -> None:
     """A series for each name, over steps; null where a value is not finite."""
     series = {
         name: [value if math.isfinite(value) else None for value in curve.tolist()]
         for name, curve in curves.items()
     }
     length = len(next(iter(series.values())))
-    path.write_text(
-        json.dumps({"x": list(range(length)), "x_label": "step", "series": series}, indent=1) + "\n"
-    )
+    content = {"x": list(range(length)), "x_label": "step", "y_label": label, "series": series}
+    path.write_text(json.dumps(content, indent=1) + "\n")

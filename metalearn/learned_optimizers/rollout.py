@@ -52,7 +52,7 @@ def write_trajectories(folder: Path, curves: dict[str, Float[Tensor, "points pro
     """`trajectories.json`: mean loss over problems by step, a series for each optimizer."""
     series = {name: _numbers(curve.mean(1)) for name, curve in curves.items()}
     points = len(next(iter(series.values())))
-    record = {"x": list(range(points)), "x_label": "step", "series": series}
+    record = {"x": list(range(points)), "x_label": "step", "y_label": "mean loss", "series": series}
     (folder / "trajectories.json").write_text(json.dumps(record, indent=1) + "\n")
 
 

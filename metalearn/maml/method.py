@@ -98,7 +98,7 @@ class Maml(Bilevel):
             self.evaluate(split)
         result.write_weights(folder, self.meta)
         spec = self.task.spec
-        result.write_curve(folder, result.title(self.options), self.scores[split][spec.metric])
+        result.write_curve(folder, result.title(self.options), spec.metric, self.scores[split][spec.metric])
         if result.drawable(spec):
             self._draw(folder / "adaptation.svg", split)
 

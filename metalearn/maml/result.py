@@ -62,11 +62,12 @@ def write_weights(folder: Path, meta: Tree) -> None:
         save_file(parts["rate"], folder / "rates.safetensors")
 
 
-def write_curve(folder: Path, name: str, values: Float[Tensor, "task place"]) -> None:
+def write_curve(folder: Path, name: str, metric: str, values: Float[Tensor, "task place"]) -> None:
     """`adaptation.json`: the mean over tasks after 0, 1, ... inner steps."""
     curve = values.mean(dim=0).tolist()
     finite = [value if math.isfinite(value) else None for value in curve]
-    content = {"x": list(range(len(curve))), "x_label": "inner steps", "series": {name: finite}}
+    labels = {"x_label": "inner steps", "y_label": f"{metric} of the queries"}
+    content = {"x": list(range(len(curve))), **labels, "series": {name: finite}}
     (folder / "adaptation.json").write_text(json.dumps(content, indent=1) + "\n")
 
 

@@ -104,24 +104,26 @@ def steps(run: Run, metric: str) -> Curve:
 def _series(table: Table, figure: dict[str, Any], colours: Colours) -> Drawing:
     stages, lacking = _finished(table, figure)
     lines: dict[str, list[Curve]] = {}
-    x_label = ""
+    x_label, y_label = "", ""
     for label, (stage, runs) in stages.items():
         mine: dict[str, list[Curve]] = {}
         for run in runs:
-            found, x_label = series(run, figure["artifact"])
+            found, (x_label, y_label) = series(run, figure["artifact"])
             for name, curve in found.items():
                 mine.setdefault(name, []).append(curve)
         mine = {f"{label}, {name}" if name in lines else name: curves for name, curves in mine.items()}
         if len(mine) == 1:
             _share_colour(table, next(iter(mine)), stage, colours)
         lines |= mine
-    labels = (figure.get("x_label", x_label), figure.get("label", ""))
+    labels = (figure.get("x_label", x_label), figure.get("label", y_label))
     drawn = overlay(figure["title"], lines, labels, figure.get("log", False), colours)
     return drawn._replace(caption=drawn.caption + lacking)
 
 
-def series(run: Run, name: str) -> tuple[dict[str, Curve], str]:
-    """The curves in `artifacts/<name>`, {"x": [...], "x_label": "step", "series": {...}}, and the label of x.
+def series(run: Run, name: str) -> tuple[dict[str, Curve], tuple[str, str]]:
+    """The curves in `artifacts/<name>` and the labels of both axes.
+
+    The file is {"x": [...], "x_label": "step", "y_label": "loss", "series": {name: [...]}}.
 
     Raises UserError naming the file and what it lacks.
     """
@@ -133,7 +135,10 @@ def series(run: Run, name: str) -> tuple[dict[str, Curve], str]:
             raise ValueError("every series must have as many values as x")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: holds no curves: {type(error).__name__}: {error}") from None
-    return {label: (x, y) for label, y in curves.items()}, content.get("x_label", "")
+    return {label: (x, y) for label, y in curves.items()}, (
+        content.get("x_label", ""),
+        content.get("y_label", ""),
+    )
 
 
 def _picture(table: Table, figure: dict[str, Any], _: Colours) -> Drawing:

@@ -80,12 +80,12 @@ def _artifacts(found: Run) -> Sequence[Drawing]:
         )
     for path in sorted(folder.glob("*.json")):
         try:
-            lines, x_label = drawings.series(found, path.name)
+            lines, (x_label, y_label) = drawings.series(found, path.name)
         except UserError:
             continue  # a file of another kind
         title = path.stem.replace("_", " ")
         one_seed = {name: [curve] for name, curve in lines.items()}
-        made.append(drawings.overlay(title, one_seed, (x_label, title), False, {}))
+        made.append(drawings.overlay(title, one_seed, (x_label, y_label or title), False, {}))
     return made
 
 

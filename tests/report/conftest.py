@@ -191,7 +191,10 @@ def _write_curves(run: Path, values: dict[str, list[float]]) -> None:
     """A trajectories file as learned optimizers leave it."""
     length = len(next(iter(values.values())))
     path = run / "artifacts" / "trajectories.json"
-    write_json(path, {"x": list(range(length)), "x_label": "inner step", "series": values})
+    write_json(
+        path,
+        {"x": list(range(length)), "x_label": "inner step", "y_label": "loss of a wave", "series": values},
+    )
 
 
 @pytest.fixture

@@ -233,6 +233,7 @@ def test_one_runs_page(make_run, picture, write_curves, capsys):
     assert "| method.learning_rate | 0.1 |" in markdown
     assert f"metalearn train --config-dir {path} --config-name run" in markdown
     assert Page(html).tags["svg"] == 4  # loss, error, cell, trajectories
+    assert "loss of a wave" in html  # the label that the file itself gives
     assert "crashed" in capsys.readouterr().out
 
 
