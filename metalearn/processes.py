@@ -36,6 +36,7 @@ class Processes:
     def __init__(self, rank: int = 0, size: int = 1) -> None:
         self.rank, self.size = rank, size
         self._exit_code: int | None = None  # what to leave with at once, see `_leave`
+        self._parent = os.getppid()
 
     @classmethod
     def from_environment(cls, device: torch.device, timeout: float) -> "Processes":
@@ -92,6 +93,9 @@ class Processes:
         return box[0]
 
     def _exchange(self, action: Callable[[], object]) -> None:
+        if os.getppid() != self._parent:
+            self._exit_code = PeerLost.exit_code
+            raise PeerLost("torchrun, which started this process, is gone")
         try:
             action()
         except RuntimeError as error:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -56,20 +57,36 @@ def test_two_processes_learn_what_one_does(tmp_path):
 
 
 def test_killing_one_process_leaves_a_run_to_go_on_with(tmp_path):
-    run_dir = tmp_path / "run"
+    process, workers = under_way(tmp_path / "run")
+    os.kill(workers["1"], signal.SIGKILL)
+    code, said = end(process)
+    assert code != 0
+    assert "to go on: metalearn train --config-dir" in said
+    assert_can_go_on(tmp_path / "run")
+
+
+def test_killing_torchrun_ends_its_processes(tmp_path):
+    process, workers = under_way(tmp_path / "run")
+    process.kill()
+    process.wait()
+    until = time.monotonic() + 60
+    while any(Path(f"/proc/{worker}").exists() for worker in workers.values()):
+        assert time.monotonic() < until, "workers go on without torchrun"
+        time.sleep(0.1)
+    assert_can_go_on(tmp_path / "run")
+
+
+def under_way(run_dir):
+    """torchrun in the middle of a long run, and the process id of each rank."""
     process = start(TWO, run_dir, 100_000)
     until = time.monotonic() + 90
     while len(rows(run_dir)) < 3 and time.monotonic() < until:
         time.sleep(0.1)
-    children = subprocess.run(
-        ["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True
-    ).stdout.split()
-    follower = next(child for child in children if _rank(child) == "1")
-    os.kill(int(follower), signal.SIGKILL)
-    code, said = end(process)
+    found = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True)
+    return process, {_rank(child): int(child) for child in found.stdout.split()}
 
-    assert code != 0
-    assert "to go on: metalearn train --config-dir" in said
+
+def assert_can_go_on(run_dir):
     status = json.loads((run_dir / "status.json").read_text())
     assert status["state"] == "interrupted"
     checkpoints = list((run_dir / "checkpoints").glob(f"step_{status['step']:010d}.pt"))
