@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from metalearn.registry import UserError
 
 
 class NormRelu(torch.autograd.Function):
@@ -50,11 +51,11 @@ class NormReluSlope(torch.autograd.Function):
         return by_y, (along * rows).sum_to_size(scale.shape), (mean * rows).sum_to_size(scale.shape)
 
     @staticmethod
-    @once_differentiable
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, *directions: Tensor
     ) -> tuple[Tensor | None, ...]:
         """With dy, dscale, dshift the directions: the derivatives of <h, scale dn + dscale n + dshift>."""
+        refuse_third_derivative()
         dy, dscale, dshift = directions
         scale, centred, inverse, output, h, mean, along = ctx.saved_tensors
         slope, dy_mean, dy_along = scale * inverse, _mean(dy), _mean(dy * centred) * inverse
@@ -73,3 +74,14 @@ class NormReluSlope(torch.autograd.Function):
 
 def _mean(y: Float[Tensor, "task row channel"]) -> Float[Tensor, "task 1 channel"]:
     return y.sum(dim=1, keepdim=True) / y.shape[1]
+
+
+def refuse_third_derivative() -> None:
+    """Raises UserError in a second backward pass that is itself to be differentiated.
+
+    torch's own `once_differentiable` would leave the term out in silence under `torch.autograd.grad`.
+    """
+    if torch.is_grad_enabled():
+        raise UserError(
+            "conv4 with stacked weights has no third derivative; set method.vectorise=false for one"
+        )

@@ -1,8 +1,8 @@
 """Networks with one set of weights for each task, computed side by side without `vmap`.
 
 Written in batched products and elementary operations; autograd is right to second order through conv4 and
-pays for one pass, whatever the number of tasks: on the CPU half of `vmap`'s time for a small perceptron and
-three quarters for conv4 (benchmarks/maml.py).
+pays for one pass, whatever the number of tasks: on CPUs six tenths of `vmap`'s time for a small perceptron,
+and seven to eight tenths for conv4 (benchmarks/maml.py).
 """
 
 from typing import Any
@@ -10,12 +10,11 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from metalearn.machine import full
 from metalearn.maml.networks import Block, Conv4, PixelMean
-from metalearn.maml.norm_relu import NormRelu
+from metalearn.maml.norm_relu import NormRelu, refuse_third_derivative
 from metalearn.maml.problem import FewShot
 from metalearn.networks import Mlp
 from metalearn.problem import Inner, Problem
@@ -221,10 +220,10 @@ class ProductSlope(torch.autograd.Function):
         return by_columns, columns.mT @ grad if needed[1] else None
 
     @staticmethod
-    @once_differentiable
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, *directions: Tensor | None
     ) -> tuple[Tensor | None, ...]:
+        refuse_third_derivative()
         to_columns, to_kernel = directions
         grad, columns, kernel = ctx.saved_tensors
         by_grad = by_columns = by_kernel = None

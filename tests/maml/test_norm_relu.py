@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from metalearn.maml.norm_relu import NormRelu
 from metalearn.maml.stacked import Columns, Product
+from metalearn.registry import UserError
 from metalearn.rng import generator
 
 
@@ -47,3 +48,19 @@ def test_columns_have_the_derivatives_of_finite_differences(size, stride):
     x = random(2, 2, *size, 2)
     assert gradcheck(Columns.apply, (x, stride))
     assert gradgradcheck(Columns.apply, (x, stride))
+
+
+def third_derivative(layer, *inputs):
+    (slope,) = torch.autograd.grad((layer(*inputs) ** 3).sum(), inputs[:1], create_graph=True)
+    (curve,) = torch.autograd.grad((slope**2).sum(), inputs[:1], create_graph=True)
+    return torch.autograd.grad((curve**2).sum(), inputs[:1])
+
+
+@pytest.mark.parametrize(
+    ("layer", "shapes"),
+    [(norm_relu, [(3, 7, 2), (1, 1, 2), (1, 1, 2)]), (Product.apply, [(3, 7, 2), (3, 2, 4)])],
+)
+def test_a_third_derivative_is_refused_and_not_left_out(layer, shapes):
+    """torch drops such a term in silence: it was 91 % of a norm's third derivative."""
+    with pytest.raises(UserError, match=r"no third derivative; set method\.vectorise=false"):
+        third_derivative(layer, *(random(*shape) for shape in shapes))
