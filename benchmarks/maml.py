@@ -33,7 +33,9 @@ from metalearn.rng import generator, seeded
 from metalearn.task import Batch, Metrics, Split, Task, TaskSpec
 from metalearn.tree import Tree, norm, scale
 
-MACHINE = MachineOptions("cpu", "cpu", "fp32", compile=False, deterministic=False, threads=1, timeout=60.0)
+MACHINE = MachineOptions(
+    "cpu", "cpu", "fp32", compile=False, fused=True, deterministic=False, threads=1, timeout=60.0
+)
 Gradient = list[Tensor]  # by parameter, in the network's order
 
 

@@ -60,6 +60,7 @@ class MachineOptions:
     device: str = choice("auto", "cpu", "cuda")
     precision: str = choice("fp32", "tf32", "bf16")
     compile: bool = required()
+    fused: bool = required()  # our own kernels where they fit; false: the plain networks, for reference
     deterministic: bool = required()
     threads: int = number(
         at_least=0, at_most=1024

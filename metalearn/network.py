@@ -14,15 +14,18 @@ class Output(NamedTuple):
     logits: Tensor  # [batch classes] or [batch time symbols]; theta [batch dimension] for functions
     state: Tree = {}  # hidden state after the last symbol; empty where there is none
     auxiliary: Tensor | None = None  # logits of an auxiliary head, in training only
+    penalty: Tensor | None = None  # what training adds to the task's loss (activation regularisation)
 
 
 class Network(nn.Module, ABC):
     """A module with one signature for all tasks.
 
-    `progress` is how far training is, 0 to 1; its trainer sets it (drop path grows with it).
+    Its trainer sets `progress`, how far training is, 0 to 1 (drop path grows with it), and `fused`, whether
+    it may compute by kernels that are differentiated once; those that have none ignore it.
     """
 
     progress: float = 0.0
+    fused: bool = False
 
     @abstractmethod
     def forward(self, x: Tensor, state: Tree | None = None) -> Output:

@@ -116,7 +116,7 @@ def make_options(**changes):
 
 
 def make_method(task, build, steps=60, precision="fp32", compile=False, **changes):
-    machine = Machine(MachineOptions("cpu", "cpu", precision, compile, False, 0, 60))
+    machine = Machine(MachineOptions("cpu", "cpu", precision, compile, True, False, 0, 60))
 
     def network():
         with seeded(0, "network"):

@@ -1,6 +1,6 @@
 """Options of the search space, the derived network and the search; no torch."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from metalearn.config import choice, number, required
 from metalearn.registry import register
@@ -33,6 +33,67 @@ class CellNetworkOptions:
     drop_path: float = number(at_least=0, below=1)  # probability at the end of training, from 0 linearly
 
 
+@dataclass
+class RelaxationOptions:
+    """How alpha becomes weights of operations."""
+
+    kind: str = choice("softmax", "gumbel", "concrete", "sigmoid", "dirichlet")
+    temperature: float = number(above=0)  # of gumbel and concrete, at the start
+    final_temperature: float = number(above=0)  # at the end, linearly
+    edge_normalisation: bool = required()  # PC-DARTS: alpha also weighs the edges of a node
+    penalty: float = number(at_least=0)  # weight of sigmoid's zero-one loss, or of dirichlet's prior
+
+
+@dataclass
+class MonitorOptions:
+    """What tells a collapse; measured every so many steps."""
+
+    every: int = number(at_least=0)  # steps; 0: never
+    eigenvalue: str = choice("none", "lanczos", "power")  # dominant one of alpha's Hessian on `search_valid`
+    iterations: int = number(at_least=1)  # Hessian-vector products
+    batches: int = number(at_least=1)  # of alpha's data, for the eigenvalue and the gap
+
+
+@dataclass
+class StoppingOptions:
+    """When a search ends before its steps are used up; looked at whenever the monitor measures."""
+
+    kind: str = choice("none", "eigenvalue", "skips")
+    window: int = number(at_least=1)  # measurements that an eigenvalue is averaged over, and compared across
+    ratio: float = number(above=0, below=1)  # stop when the older average is below this part of the newer
+    skips: int = number(at_least=1)  # stop when a normal cell has as many skip connections
+
+
+@dataclass
+class RegularisationOptions:
+    """What else holds the supernet's weights back during the search."""
+
+    drop_path: float = number(at_least=0, below=1)  # of operations, at the end of a linear schedule
+    weight_decay: str = choice("constant", "linear", "adaptive")  # how `method.weight_decay` moves
+    final_weight_decay: float = number(at_least=0)  # where linear ends
+    factor: float = number(at_least=1)  # of one increase of adaptive, when the eigenvalue says stop
+    largest_weight_decay: float = number(at_least=0)  # of adaptive
+
+
+@dataclass
+class SelectionOptions:
+    """How a genotype is read from a search."""
+
+    kind: str = choice("strength", "perturbation")
+    steps: int = number(at_least=0)  # perturbation: steps of the weights after each decision
+    batches: int = number(at_least=1)  # perturbation: batches of alpha's data that judge a removal
+    skips: int | None = number(at_least=0)  # most skip connections of a normal cell (P-DARTS); null: any
+
+
+@dataclass
+class StagesOptions:
+    """A search in stages (P-DARTS): deeper networks with fewer operations; empty lists: one stage."""
+
+    cells: list[int] = number(at_least=3)  # of each stage's network
+    operations: list[int] = number(at_least=2)  # kept on an edge after each stage but the last
+    skip_dropout: list[float] = number(at_least=0, below=1)  # of each stage, at its start; falls to 0
+
+
 @register("method", "darts", "metalearn.darts.search:Darts")
 @dataclass
 class DartsOptions:
@@ -41,17 +102,32 @@ class DartsOptions:
     name: str = required()
     learning_rate: float = number(above=0)
     final_learning_rate: float = number(at_least=0)  # where the cosine ends: paper 0, code 0.001
+    schedule: str = choice("none", "cosine")
     schedule_every: str = choice("step", "epoch")  # how often the cosine moves
     momentum: float = number(at_least=0, below=1)
     weight_decay: float = number(at_least=0)
-    clip: float | None = number(above=0)  # norm of the gradient in the weight step; not in the unrolled one
+    clip: float | None = number(above=0)  # norm of the gradient in the weight step
+    nominal_time: int | None = number(at_least=1)  # texts: the rate is in proportion to the length over this
     unroll_momentum: bool = required()  # the unrolled step has the real one's momentum (code)
     unroll_weight_decay: bool = required()  # and its weight decay (code)
+    unroll_clip: float | None = number(above=0)  # and is clipped (code, recurrent cells)
+    unroll_clip_derivative: str = choice("exact", "constant", "authors")  # what clipping is taken to be
+    unroll_clip_valid: bool = required()  # the validation gradient is clipped too (code, recurrent cells)
+    noise: str = choice("common", "redrawn")  # dropout masks of the passes over one batch: ours, code
     alpha_init: str = choice("zeros", "normal")  # paper, code
     alpha_scale: float = number(above=0)  # standard deviation of the normal start
     alpha_learning_rate: float = number(above=0)
     alpha_beta1: float = number(at_least=0, below=1)
     alpha_beta2: float = number(at_least=0, below=1)
     alpha_weight_decay: float = number(at_least=0)
+    warm_up: int = number(at_least=0)  # steps of each stage before alpha moves
+    weight_split: str = choice("search_train", "train")  # what the weights learn on
+    alpha_split: str = choice("search_valid", "valid")  # what alpha learns on
     evaluation_statistics: str = choice("batch", "running")  # of batch normalisation: paper, code
     valid_batches: str = choice("fresh", "stream")  # reshuffle before each alpha step (code), or each pass
+    relaxation: RelaxationOptions = field(default_factory=RelaxationOptions)
+    regularisation: RegularisationOptions = field(default_factory=RegularisationOptions)
+    monitor: MonitorOptions = field(default_factory=MonitorOptions)
+    stopping: StoppingOptions = field(default_factory=StoppingOptions)
+    selection: SelectionOptions = field(default_factory=SelectionOptions)
+    stages: StagesOptions = field(default_factory=StagesOptions)

@@ -1,13 +1,14 @@
 """What a search finds: which operations a cell has, and between which nodes; as versioned JSON."""
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from metalearn.darts.operations import CANDIDATES, OPERATIONS
@@ -38,8 +39,20 @@ class Plan:
         return sum(edge.operation == operation for node in self.nodes for edge in node)
 
 
+class AnyGenotype(ABC):
+    """What a search in any space finds."""
+
+    @abstractmethod
+    def to_json(self) -> str:
+        """The text of a genotype file."""
+
+    @abstractmethod
+    def skips(self) -> dict[str, int]:
+        """On how many edges a skip connection stands, by kind of cell."""
+
+
 @dataclass(frozen=True)
-class Genotype:
+class Genotype(AnyGenotype):
     """A normal and a reduction cell. Raises UserError if they are no cells."""
 
     normal: Plan
@@ -53,6 +66,10 @@ class Genotype:
         """The text of a genotype file."""
         cells = f' "normal": {_written(self.normal)},\n "reduce": {_written(self.reduce)}'
         return f'{{\n "format": "{FORMAT}",\n "version": {VERSION},\n{cells}\n}}\n'
+
+    def skips(self) -> dict[str, int]:
+        """On how many edges an identity or its strided form stands."""
+        return {"normal": self.normal.count("skip_connect"), "reduce": self.reduce.count("skip_connect")}
 
     @staticmethod
     def from_json(text: str, origin: str = "genotype") -> "Genotype":
@@ -83,11 +100,10 @@ def load(name: str) -> Genotype:
 
 
 def discretise(normal: Float[Tensor, "edge operation"], reduce: Float[Tensor, "edge operation"]) -> Genotype:
-    """The genotype that alpha stands for (section 2.4).
+    """The genotype that strengths, for softmax its weights, stand for (section 2.4).
 
-    An edge is as strong as the largest softmax weight among its operations other than none. A node keeps its
-    two strongest edges, the stronger first, of equals the one from the earlier node, each
-    with that operation.
+    An edge is as strong as its strongest operation other than none. A node keeps its two strongest edges,
+    the stronger first, of equals the one from the earlier node, each with that operation.
     """
     return Genotype(_discretise_cell(normal), _discretise_cell(reduce))
 
@@ -98,6 +114,17 @@ def random_genotype(nodes: int, rng: torch.Generator | None = None) -> Genotype:
     `rng` None draws from torch's global generator.
     """
     return Genotype(_random_plan(nodes, rng), _random_plan(nodes, rng))
+
+
+def encode(plan: Plan) -> Bool[Tensor, "edge operation"]:
+    """Where a cell's operations stand among CANDIDATES on all edges; `discretise` undoes it."""
+    rows = []
+    for node, edges in enumerate(plan.nodes, start=INPUTS):
+        mask = torch.zeros(node, len(CANDIDATES), dtype=torch.bool)
+        for edge in edges:
+            mask[edge.source, CANDIDATES.index(edge.operation)] = True
+        rows.append(mask)
+    return torch.cat(rows)
 
 
 def _random_plan(nodes: int, rng: torch.Generator | None) -> Plan:
@@ -111,8 +138,8 @@ def _random_plan(nodes: int, rng: torch.Generator | None) -> Plan:
     return Plan(tuple(drawn), tuple(range(INPUTS, INPUTS + nodes)))
 
 
-def _discretise_cell(alpha: Tensor) -> Plan:
-    rows: list[list[float]] = alpha.detach().double().softmax(dim=-1).tolist()
+def _discretise_cell(strengths: Tensor) -> Plan:
+    rows: list[list[float]] = strengths.tolist()
     nodes, start, node = [], 0, INPUTS
     while start < len(rows):
         nodes.append(_strongest(rows[start : start + node]))

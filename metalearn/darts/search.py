@@ -6,67 +6,29 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
-from torch.func import functional_call
 
+from metalearn.darts.architecture import Architecture, Masks, entropy
 from metalearn.darts.config import DartsOptions
+from metalearn.darts.problem import ArchitectureProblem
 from metalearn.darts.result import write_result
-from metalearn.darts.space import SearchSpace, running_statistics_kept
+from metalearn.darts.space import Mixture, SearchSpace, running_statistics_kept
 from metalearn.hypergradient.base import HyperGradient, Segment
-from metalearn.inner_optimizers import sgd, sgd_slots
-from metalearn.machine import Machine, full
+from metalearn.inner_optimizers import sgd
 from metalearn.method import Bilevel, Context, Situation
-from metalearn.problem import Inner, Problem
+from metalearn.problem import Inner
 from metalearn.registry import UserError
-from metalearn.rng import generator, seeded
-from metalearn.task import Batch, Metrics, Split, Task
+from metalearn.rng import generator
+from metalearn.task import Batch, Metrics, Split
 from metalearn.tree import Tree, clip_norm, detach, gradient, require_grad, tree_map
 
 
-class ArchitectureProblem(Problem):
-    """Meta-parameters: alpha. Inner run: the supernet's weights by gradient descent.
-
-    Batch normalisation uses the batch at hand in every loss, and no loss moves its running statistics.
-    """
-
-    def __init__(
-        self, task: Task, network: SearchSpace, machine: Machine, options: DartsOptions, learning_rate: float
-    ) -> None:
-        self.task, self.network, self.machine = task, network, machine
-        self.learning_rate = learning_rate  # xi, the step of the unrolled weights
-        self.momentum = options.momentum if options.unroll_momentum else 0.0
-        self.weight_decay = options.weight_decay if options.unroll_weight_decay else 0.0
-
-    def init(self, meta: Tree, rng: torch.Generator) -> Inner:  # noqa: ARG002
-        """The network's own weights, no momentum."""
-        params = {key: leaf.detach().clone() for key, leaf in self.network.named_parameters()}
-        return Inner(params, sgd_slots(params))
-
-    def inner_loss(self, meta: Tree, params: Tree, batch: Batch) -> Float[Tensor, ""]:
-        """The task's loss of the supernet in training mode."""
-        with running_statistics_kept(self.network):
-            return self.task.loss(self.score(meta, params, batch), batch)
-
-    def outer_loss(self, meta: Tree, params: Tree, batch: Batch) -> Float[Tensor, ""]:
-        """The same on another batch."""
-        return self.inner_loss(meta, params, batch)
-
-    def update(self, meta: Tree, inner: Inner, grads: Tree) -> Inner:  # noqa: ARG002
-        """The unrolled step: without clipping, as in the authors' code."""
-        return sgd(inner.params, inner.slots, grads, self.learning_rate, self.momentum, self.weight_decay)
-
-    def score(self, meta: Tree, params: Tree, batch: Batch) -> Tensor:
-        """Logits of a batch under weights and alpha, in the mode the network is in."""
-        with seeded(*batch.key), self.machine.autocast():
-            return full(functional_call(self.network, params, (batch.x,), {"alpha": meta}).logits)
-
-
 class Darts(Bilevel):
-    """Alternates a step of alpha on `search_valid` and a step of the weights on `search_train`.
+    """Alternates a step of alpha on `alpha_split` and a step of the weights on `weight_split`.
 
     The hypergradient says how alpha's gradient is had: first_order, finite_difference (the paper's second
-    order) or unrolled. The test split is never read.
+    order) or unrolled. Texts are read as one sequence by both: hidden states are carried from batch to batch
+    and start afresh with each pass over `weight_split`. The test split is never read.
     """
 
     def __init__(self, options: DartsOptions, context: Context) -> None:
@@ -77,40 +39,53 @@ class Darts(Bilevel):
             )
         self.options, self.task, self.machine = options, context.task, context.machine
         self.seed, self.steps = context.seed, context.steps
+        self.recurrent = context.task.spec.kind == "language_model"
         self.network = _searchable(context.network())
-        self.alpha = self._start_alpha()
-        self.alpha_optimizer = torch.optim.Adam(
-            self.alpha.values(),
-            lr=options.alpha_learning_rate,
-            betas=(options.alpha_beta1, options.alpha_beta2),
-            weight_decay=options.alpha_weight_decay,
-        )
+        self.network.fused = _fused(context)
+        self.architecture = Architecture(self.network.choices, options)
+        self.allowed: Masks = {kind: choice.allowed for kind, choice in self.network.choices.items()}
+        start = self.architecture.start(generator(self.seed, "alpha"))
+        self.alpha = {kind: self.machine.put(leaf).requires_grad_() for kind, leaf in start.items()}
+        self.alpha_optimizer = self._alpha_optimizer()
+        self.hidden: dict[str, Tree] = {}  # by split, of recurrent networks
         self.inner = _inner_run(
             self.hypergradient.init(self._problem(0), self.alpha, generator(self.seed, "hypergradient"))
         )
 
     def step(self, index: int) -> Metrics:
         """Alpha first, then the weights under the new alpha."""
-        self.network.train()
+        self._begin(index)
         problem, segment = self._problem(index), self._segment(index)
-        rng = generator(self.seed, "hypergradient", index)
-        estimate = self.hypergradient.estimate(problem, self.alpha, self.inner, segment, rng)
-        for kind, leaf in self.alpha.items():
-            leaf.grad = estimate.grad[kind]
-        self.alpha_optimizer.step()
+        metrics: Metrics = {}
+        if index >= self.options.warm_up:
+            rng = generator(self.seed, "hypergradient", index)
+            estimate = self.hypergradient.estimate(problem, self.alpha, self.inner, segment, rng)
+            for kind, leaf in self.alpha.items():
+                leaf.grad = estimate.grad[kind]
+            self.alpha_optimizer.step()
+            metrics = {"search_valid/loss": estimate.loss, **estimate.metrics}
         loss = self._step_weights(problem, segment.inner[0])
-        entropies = {f"alpha/entropy_{kind}": entropy(leaf.detach()) for kind, leaf in self.alpha.items()}
-        return {"train/loss": loss, "search_valid/loss": estimate.loss, **estimate.metrics, **entropies}
+        self._carry(problem, segment)
+        return {"train/loss": loss, **metrics, **self._entropies()}
+
+    def _begin(self, index: int) -> None:
+        """Put the network where this step wants it."""
+        self.network.train()
+        self.network.progress = index / self.steps
+        if index % self.task.batches(self._weight_split) == 0:
+            self.hidden = {}
 
     def situations(self, index: int) -> list[Situation]:
-        """One inner step on `search_train`, scored on `search_valid`."""
+        """One inner step on `weight_split`, scored on `alpha_split`."""
         return [Situation(self._problem(index), self.alpha, self.inner, self._segment(index))]
 
     def _step_weights(self, problem: ArchitectureProblem, batch: Batch) -> Tensor:
-        """The real step: clipped, and the one pass that moves the running statistics."""
+        """The real step: clipped, with the network's own penalty, and the one that moves the statistics."""
         params = require_grad(self.inner.params)
-        loss = self.task.loss(problem.score(detach(self.alpha), params, batch), batch)
-        grads = gradient(loss, params)
+        output = problem.score(detach(self.alpha), params, batch)
+        loss = self.task.loss(output.logits, batch)
+        total = loss if output.penalty is None else loss + output.penalty
+        grads = gradient(total, params)
         if self.options.clip is not None:
             grads = clip_norm(grads, self.options.clip)
         with torch.no_grad():
@@ -119,9 +94,16 @@ class Darts(Bilevel):
             ).detach()
         return loss.detach()
 
+    def _carry(self, problem: ArchitectureProblem, segment: Segment) -> None:
+        """Keep the states that the next batches start from: those of the last pass over each."""
+        batches = {self._weight_split: segment.inner[0], self._alpha_split: segment.outer[1]}
+        for split, batch in batches.items():
+            if batch.key in problem.states:
+                self.hidden[split] = problem.states[batch.key]
+
     @torch.no_grad()
     def evaluate(self, split: Split) -> Metrics:
-        """`valid/loss`, `valid/error`: the supernet on the half that alpha learns on, so not held out.
+        """`valid/loss`, `valid/error`: the supernet on the data that alpha learns on, so not held out.
 
         Batch normalisation uses the batch, for running statistics lag behind an architecture that moves
         (appendix A.1.1), or the running ones as in the authors' code. Beside them, how many edges of the
@@ -130,33 +112,38 @@ class Darts(Bilevel):
         if split == "test":
             raise UserError("method darts: a search never reads the test split; set train.test=false")
         self.network.train(self.options.evaluation_statistics == "batch")
-        problem, sums, total = self._problem(0), {}, 0
         with running_statistics_kept(self.network):
-            for batch in self.task.sweep("search_valid"):
-                metrics = self.task.metrics(problem.score(self.alpha, self.inner.params, batch), batch)
-                total += len(batch.y)
-                for quantity, value in metrics.items():
-                    sums[quantity] = sums.get(quantity, 0.0) + len(batch.y) * value.double()
+            means = self._sweep()
         self.network.train()
-        means = {f"valid/{quantity}": (value / total).float() for quantity, value in sums.items()}
-        return means | self._skips()
+        skips = self.network.discretise(self._strengths()).skips()
+        counts = {f"genotype/skips_{kind}": torch.tensor(float(count)) for kind, count in skips.items()}
+        return {f"valid/{quantity}": value for quantity, value in means.items()} | counts
 
-    def _skips(self) -> Metrics:
-        found = self.network.discretise(self.alpha)
-        cells = {"normal": found.normal, "reduce": found.reduce}
-        return {
-            f"genotype/skips_{kind}": torch.tensor(float(cell.count("skip_connect")))
-            for kind, cell in cells.items()
-        }
+    def _sweep(self) -> Metrics:
+        problem, sums, total, state = self._problem(0), {}, 0, {}
+        for batch in self.task.sweep(self._alpha_split):
+            problem.hidden[batch.key] = state
+            output = problem.score(self.alpha, self.inner.params, batch)
+            state = output.state
+            weight = batch.y.numel()
+            total += weight
+            for quantity, value in self.task.metrics(output.logits, batch).items():
+                sums[quantity] = sums.get(quantity, 0.0) + weight * value.double()
+        means = {quantity: (value / total).float() for quantity, value in sums.items()}
+        if self.task.spec.metric == "perplexity":
+            means["perplexity"] = means["loss"].exp()
+        return means
 
     def state_dict(self) -> dict[str, Any]:
-        """Weights, momenta, running statistics, alpha and alpha's optimizer."""
+        """Weights, momenta, running statistics, alpha and alpha's optimizer, hidden states."""
         return {
             "params": _copied(self.inner.params),
             "slots": _copied(self.inner.slots),
             "buffers": _copied(dict(self.network.named_buffers())),
             "alpha": _copied(self.alpha),
             "alpha_optimizer": copy.deepcopy(self.alpha_optimizer.state_dict()),
+            "allowed": _copied(self.allowed),
+            "hidden": {split: _copied(state) for split, state in self.hidden.items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -169,49 +156,89 @@ class Darts(Bilevel):
             for kind, leaf in self.alpha.items():
                 leaf.copy_(state["alpha"][kind])
         self.alpha_optimizer.load_state_dict(state["alpha_optimizer"])
+        self.allowed = state["allowed"]
+        self.hidden = {split: tree_map(put, hidden) for split, hidden in state["hidden"].items()}
 
     def artifacts(self, folder: Path) -> None:
         """`genotype.json`, `alpha.json`, and `cell_normal.svg`, `cell_reduce.svg`."""
-        write_result(folder, self.network.discretise(self.alpha), self.alpha)
+        write_result(folder, self.network.discretise(self._strengths()), self.alpha)
 
-    def _start_alpha(self) -> Tree:
-        rng = generator(self.seed, "alpha")
-        scale = self.options.alpha_scale if self.options.alpha_init == "normal" else 0.0
-        return {
-            kind: self.machine.put(scale * torch.randn(shape, generator=rng)).requires_grad_()
-            for kind, shape in self.network.alpha_shapes.items()
-        }
-
-    def _problem(self, index: int) -> ArchitectureProblem:
-        return ArchitectureProblem(
-            self.task, self.network, self.machine, self.options, self._learning_rate(index)
+    def _alpha_optimizer(self) -> torch.optim.Adam:
+        return torch.optim.Adam(
+            self.alpha.values(),
+            lr=self.options.alpha_learning_rate,
+            betas=(self.options.alpha_beta1, self.options.alpha_beta2),
+            weight_decay=self.options.alpha_weight_decay,
         )
 
+    def _strengths(self) -> Tree:
+        """In double precision, so that close ones are told apart."""
+        alpha = {kind: leaf.detach().double().cpu() for kind, leaf in self.alpha.items()}
+        return self.architecture.strengths(alpha, self.allowed)
+
+    def _entropies(self) -> Metrics:
+        strengths = self.architecture.strengths(detach(self.alpha), self._masks())
+        return {f"alpha/entropy_{kind}": entropy(leaf) for kind, leaf in strengths.items()}
+
+    def _masks(self) -> Masks:
+        return {kind: self.machine.put(mask) for kind, mask in self.allowed.items()}
+
+    @property
+    def _weight_split(self) -> Split:
+        return self.options.weight_split  # type: ignore[return-value]
+
+    @property
+    def _alpha_split(self) -> Split:
+        return self.options.alpha_split  # type: ignore[return-value]
+
+    def _problem(self, index: int) -> ArchitectureProblem:
+        progress, masks, hidden = index / self.steps, self._masks(), {}
+
+        def mix(alpha: Tree) -> Mixture:
+            return self.architecture.mix(alpha, masks, progress)
+
+        rate = self._learning_rate(index)
+        if self.recurrent:
+            train, valid = self._train_batch(index), self._valid_batch(index)
+            rate *= self._length_factor(train)
+            keys = {self._weight_split: train.key, self._alpha_split: valid.key}
+            hidden = {keys[split]: state for split, state in self.hidden.items()}
+        return ArchitectureProblem(self.task, self.network, self.machine, self.options, mix, rate, hidden)
+
     def _segment(self, index: int) -> Segment:
-        return Segment([self.task.batch("search_train", index)], {1: self._valid_batch(index)})
+        return Segment([self._train_batch(index)], {1: self._valid_batch(index)})
 
     def _learning_rate(self, index: int) -> float:
         """The cosine at this step; it ends at the floor."""
         start, end = self.options.learning_rate, self.options.final_learning_rate
-        period = self.task.batches("search_train") if self.options.schedule_every == "epoch" else 1
+        if self.options.schedule == "none":
+            return start
+        period = self.task.batches(self._weight_split) if self.options.schedule_every == "epoch" else 1
         progress = (index // period) / max(1, self.steps / period)
         return end + (start - end) * (1 + math.cos(math.pi * progress)) / 2
+
+    def _length_factor(self, batch: Batch) -> float:
+        """The learning rate is in proportion to the length of a sequence, if it has a nominal one."""
+        nominal = self.options.nominal_time
+        return batch.x.shape[1] / nominal if nominal else 1.0
+
+    def _train_batch(self, index: int) -> Batch:
+        return self.task.batch(self._weight_split, index)
 
     def _valid_batch(self, index: int) -> Batch:
         """ "fresh": the first batch of a new shuffle at each step, so the half is not swept in order."""
         if self.options.valid_batches == "fresh":
-            index *= self.task.batches("search_valid")
-        return self.task.batch("search_valid", index)
-
-
-def entropy(alpha: Float[Tensor, "edge operation"]) -> Float[Tensor, ""]:
-    """The mean over edges of the entropy of their softmax, in nats."""
-    logs = alpha.log_softmax(dim=-1)
-    return -(logs.exp() * logs).sum(dim=-1).mean()
+            index *= self.task.batches(self._alpha_split)
+        return self.task.batch(self._alpha_split, index)
 
 
 def _copied(tree: Tree) -> Tree:
     return {key: leaf.detach().clone() for key, leaf in tree.items()}
+
+
+def _fused(context: Context) -> bool:
+    """Whether the supernet may use kernels that are differentiated once."""
+    return context.machine.options.fused and not _required(context.hypergradient).differentiates_twice
 
 
 def _required(hypergradient: HyperGradient | None) -> HyperGradient:

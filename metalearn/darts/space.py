@@ -3,29 +3,77 @@
 from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
+import torch
+from jaxtyping import Bool
 from torch import Tensor, nn
 
-from metalearn.darts.genotype import Genotype
+from metalearn.darts.genotype import AnyGenotype
 from metalearn.network import Network, Output
 from metalearn.tree import Tree
 
 
-class SearchSpace(Network):
-    """A network that is a function of alpha: one weight before softmax for each operation on each edge.
+class Choices(NamedTuple):
+    """What can be chosen in one kind of cell."""
 
-    Alpha comes from outside and is never among `parameters()`.
+    operations: tuple[str, ...]  # the columns of alpha
+    targets: tuple[int, ...]  # the node that each edge, a row of alpha, leads to
+    sources: tuple[int, ...]  # the node that it comes from
+    allowed: Bool[Tensor, "edge operation"]  # which operations the space has on which edge
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Edges and operations."""
+        return len(self.targets), len(self.operations)
+
+
+class Mixture(NamedTuple):
+    """How much of each operation each edge has."""
+
+    weights: Tree  # by kind of cell, [edge operation]
+    running: dict[str, list[list[bool]]] | None = None  # which operations are computed at all; None: all
+
+
+class SearchSpace(Network):
+    """A network that is a function of how its operations are mixed.
+
+    Nothing of the architecture is among `parameters()`. `drop_path` and `skip_dropout` regularise a search;
+    its method sets them.
     """
 
-    alpha_shapes: dict[str, tuple[int, int]]  # edges and operations of each kind of cell
+    choices: dict[str, Choices]  # of each kind of cell
+    drop_path: float = 0.0  # probability that an operation other than identity is cut, for each example
+    skip_dropout: float = 0.0  # dropout of the output of skip connections
 
     @abstractmethod
-    def forward(self, x: Tensor, state: Tree | None = None, alpha: Tree | None = None) -> Output:
-        """Score inputs under the architecture `alpha`; None weighs all operations equally."""
+    def forward(self, x: Tensor, state: Tree | None = None, mixture: Mixture | None = None) -> Output:
+        """Score inputs under a mixture; None weighs all operations of an edge equally."""
 
     @abstractmethod
-    def discretise(self, alpha: Tree) -> Genotype:
-        """The genotype that `alpha` stands for."""
+    def discretise(self, strengths: Tree) -> AnyGenotype:
+        """The genotype of the strongest operations and edges; strengths by kind of cell, [edge operation]."""
+
+    @abstractmethod
+    def encode(self, genotype: AnyGenotype) -> dict[str, Bool[Tensor, "edge operation"]]:
+        """Where a genotype's operations stand: what `discretise` undoes."""
+
+    @abstractmethod
+    def sample(self, rng: torch.Generator) -> AnyGenotype:
+        """A genotype drawn uniformly from those that `discretise` can give."""
+
+    @abstractmethod
+    def restricted(self, cells: int, allowed: dict[str, Bool[Tensor, "edge operation"]]) -> "SearchSpace":
+        """A fresh network of `cells` cells that holds the allowed operations alone.
+
+        Raises UserError where the space has no number of cells.
+        """
+
+
+def one_path(masks: dict[str, Bool[Tensor, "edge operation"]], like: Tensor) -> Mixture:
+    """The mixture that gives weight 1 to what is set in `masks`, and runs nothing else."""
+    weights = {kind: mask.to(like) for kind, mask in masks.items()}
+    return Mixture(weights, {kind: mask.tolist() for kind, mask in masks.items()})
 
 
 @contextmanager

@@ -51,8 +51,11 @@ class Estimate(NamedTuple):
 class HyperGradient(ABC):
     """An estimator of d outer / d meta; it holds no state but its options.
 
-    One that needs second derivatives of the inner loss works under `guard.second_order(its name)`.
+    One that needs second derivatives of the inner loss works under `guard.second_order(its name)`; the others
+    say so, and networks may then use kernels that are differentiated once.
     """
+
+    differentiates_twice: bool = True
 
     @abstractmethod
     def init(self, problem: Problem, meta: Tree, rng: torch.Generator) -> Carry:

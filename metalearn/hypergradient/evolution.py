@@ -30,6 +30,8 @@ class Evolution(HyperGradient):
     one for carry and loss; the memory of one step's gradient.
     """
 
+    differentiates_twice = False
+
     def __init__(self, options: EvolutionOptions) -> None:
         self.pairs, self.deviation = options.pairs, options.deviation
 

@@ -32,6 +32,8 @@ class FiniteDifference(HyperGradient):
     decay enter through w' and u.
     """
 
+    differentiates_twice = False
+
     def __init__(self, options: FiniteDifferenceOptions) -> None:
         self.radius = options.radius
 

@@ -15,6 +15,8 @@ class FirstOrder(HyperGradient):
     as it was, so moving the inner run is left to the caller.
     """
 
+    differentiates_twice = False
+
     def __init__(self, options: FirstOrderOptions) -> None:
         self.options = options
 

@@ -37,6 +37,8 @@ class Pes(HyperGradient):
     and N trees like meta are kept. Both runs of a pair see the same batches and noise.
     """
 
+    differentiates_twice = False
+
     def __init__(self, options: PesOptions) -> None:
         self.pairs, self.deviation = options.pairs, options.deviation
 

@@ -140,7 +140,7 @@ class _Loop:
         self.processes.from_leader((self.step, self.method.state_dict() if self.processes.size > 1 else {}))
         self.leading = True
         self._evaluate_if_due()
-        while self.step < options.steps and not self._out_of_time():
+        while self.step < options.steps and not self.method.ended and not self._out_of_time():
             if self.probe is not None and self._due(options.diagnose_every):
                 self.log.write(self.step, host(self.probe(self.method, self.step)))
             self.processes.from_leader(True)
@@ -175,7 +175,8 @@ class _Loop:
         artifacts.mkdir(exist_ok=True)
         self.method.artifacts(artifacts)
         early = self.step < options.steps
-        self.directory.set_status("finished", f"after train.minutes={options.minutes}" if early else "")
+        reason = self.method.ended or f"after train.minutes={options.minutes}"
+        self.directory.set_status("finished", reason if early else "")
 
     def after_loss(self, reason: str) -> str:
         """Checkpoint the last whole step after another process was lost; what to tell the user."""

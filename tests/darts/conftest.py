@@ -59,4 +59,4 @@ def tiny_supernet() -> Callable[[torch.dtype], Supernet]:
 
 @pytest.fixture
 def machine() -> Machine:
-    return Machine(MachineOptions("cpu", "cpu", "fp32", False, False, 0, 60))
+    return Machine(MachineOptions("cpu", "cpu", "fp32", False, True, False, 0, 60))

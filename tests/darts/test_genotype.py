@@ -34,7 +34,7 @@ def alpha(rows, **peaks):
 
 
 def normal_of(table):
-    return discretise(table, torch.zeros_like(table)).normal
+    return discretise(table.softmax(dim=-1), torch.zeros_like(table)).normal
 
 
 def test_equal_alphas_keep_the_first_operation_and_the_first_nodes():

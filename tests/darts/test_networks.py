@@ -9,16 +9,21 @@ from metalearn.darts.cell import Cell, CellShape, drop_path
 from metalearn.darts.config import CellNetworkOptions, SupernetOptions
 from metalearn.darts.derived import CellNetwork
 from metalearn.darts.genotype import Edge, Plan
+from metalearn.darts.space import Mixture
 from metalearn.darts.supernet import MixedEdge, Supernet
 from metalearn.registry import UserError
 from metalearn.rng import generator, seeded
 from metalearn.task import TaskSpec
-from metalearn.tree import count
+from metalearn.tree import Tree, count, tree_map
 
 CIFAR = TaskSpec("cifar10", "classification", (3, 32, 32), 10, {}, "error", "", "", "", "")
 DIGITS = dataclasses.replace(CIFAR, name="digits", input_shape=(1, 8, 8))
 PAPER = CellNetworkOptions("darts_cell", "darts_v2", 20, 36, 3, 4, True, 0.2)
 SMALL = dataclasses.replace(PAPER, cells=3, channels=4, auxiliary=False)
+
+
+def softmax(alpha: Tree) -> Mixture:
+    return Mixture(tree_map(lambda leaf: leaf.softmax(dim=-1), alpha))
 
 
 def test_supernet_parameters():
@@ -29,7 +34,10 @@ def test_supernet_parameters():
     assert [count(cell.parameters()) for cell in network.cells] == cells
     assert count(network.classifier.parameters()) == 2_570
     assert count(network.parameters()) == 1_930_618
-    assert network.alpha_shapes == {"normal": (14, 8), "reduce": (14, 8)}
+    assert {kind: choice.shape for kind, choice in network.choices.items()} == {
+        "normal": (14, 8),
+        "reduce": (14, 8),
+    }
 
 
 def test_deep_and_thin_supernet_parameters():
@@ -53,11 +61,13 @@ def test_derived_network_parameters(genotype, without, whole):
 
 
 def test_mixed_edge_is_the_weighted_sum_of_its_operations():
-    edge = MixedEdge(4, 1)
+    edge = MixedEdge(4, 1, [True] * 8)
     x = torch.randn(3, 4, 8, 8, generator=generator("x"))
     weights = torch.rand(8, generator=generator("weights"))
     outputs = [torch.zeros_like(x)] + [operation(x) for operation in edge.operations.values()]
-    torch.testing.assert_close(edge(x, weights), torch.einsum("o,obchw->bchw", weights, torch.stack(outputs)))
+    torch.testing.assert_close(
+        edge(x, weights, None, 0.0, 0.0), torch.einsum("o,obchw->bchw", weights, torch.stack(outputs))
+    )
 
 
 def test_supernet_with_all_weight_on_one_operation_is_that_network(tiny_supernet):
@@ -74,24 +84,26 @@ def test_supernet_with_all_weight_on_one_operation_is_that_network(tiny_supernet
         nodes.append(edges[2](nodes[0]) + edges[3](nodes[1]) + edges[4](nodes[2]))
         older, newer = newer, torch.cat(nodes[2:], dim=1)
     expected = network.classifier(newer.mean((2, 3)))
-    torch.testing.assert_close(network(x, alpha={"normal": sharp, "reduce": sharp}).logits, expected)
+    torch.testing.assert_close(
+        network(x, mixture=softmax({"normal": sharp, "reduce": sharp})).logits, expected
+    )
 
 
 def test_supernet_without_alpha_weighs_all_operations_equally(tiny_supernet):
     network = tiny_supernet(torch.float32)
     x = torch.randn(4, 1, 8, 8, generator=generator("x"))
-    flat = {kind: torch.full(shape, 0.7) for kind, shape in network.alpha_shapes.items()}
-    torch.testing.assert_close(network(x).logits, network(x, alpha=flat).logits)
+    flat = {kind: torch.full(choice.shape, 0.7) for kind, choice in network.choices.items()}
+    torch.testing.assert_close(network(x).logits, network(x, mixture=softmax(flat)).logits)
 
 
 @pytest.mark.parametrize("kind", ["normal", "reduce"])
 def test_each_kind_of_cell_has_its_own_alpha(tiny_supernet, kind):
     network = tiny_supernet(torch.float32)
     x = torch.randn(4, 1, 8, 8, generator=generator("x"))
-    alpha = {name: torch.zeros(shape) for name, shape in network.alpha_shapes.items()}
-    before = network(x, alpha=alpha).logits
+    alpha = {name: torch.zeros(choice.shape) for name, choice in network.choices.items()}
+    before = network(x, mixture=softmax(alpha)).logits
     alpha[kind] = torch.randn(alpha[kind].shape, generator=generator("alpha"))
-    assert not torch.allclose(network(x, alpha=alpha).logits, before)
+    assert not torch.allclose(network(x, mixture=softmax(alpha)).logits, before)
 
 
 @pytest.mark.parametrize("genotype", ["darts_v1", "darts_v2", "nasnet_a", "amoebanet_a", "random"])

@@ -10,8 +10,11 @@ import torch
 import tasks  # noqa: F401
 from metalearn.compose import compose
 from metalearn.config import MachineOptions
+from metalearn.darts.architecture import entropy
 from metalearn.darts.genotype import load
-from metalearn.darts.search import ArchitectureProblem, Darts, entropy
+from metalearn.darts.problem import ArchitectureProblem
+from metalearn.darts.search import Darts
+from metalearn.darts.space import Mixture
 from metalearn.hypergradient.base import Segment
 from metalearn.hypergradient.config import FiniteDifferenceOptions, FirstOrderOptions, UnrolledOptions
 from metalearn.hypergradient.finite_difference import FiniteDifference
@@ -30,6 +33,10 @@ EXACT = Unrolled(UnrolledOptions("unrolled", False))
 
 def difference(radius: float) -> FiniteDifference:
     return FiniteDifference(FiniteDifferenceOptions("finite_difference", radius))
+
+
+def softmax(alpha: Tree) -> Mixture:
+    return Mixture(tree_map(lambda leaf: leaf.softmax(dim=-1), alpha))
 
 
 @pytest.fixture(scope="session")
@@ -59,10 +66,10 @@ def search(images, tiny_supernet, machine, options):
 def bilevel(images, tiny_supernet, machine, options):
     """A problem in float64 in the midst of a run, and its segment."""
     task, network = images(torch.float64), tiny_supernet(torch.float64)
-    problem = ArchitectureProblem(task, network, machine, options, 0.1)
+    problem = ArchitectureProblem(task, network, machine, options, softmax, 0.1)
     meta = {
-        kind: torch.randn(shape, generator=generator(kind), dtype=torch.float64)
-        for kind, shape in network.alpha_shapes.items()
+        kind: torch.randn(choice.shape, generator=generator(kind), dtype=torch.float64)
+        for kind, choice in network.choices.items()
     }
     inner = problem.init(meta, generator("run"))
     noise = tree_map(
@@ -74,7 +81,7 @@ def bilevel(images, tiny_supernet, machine, options):
 
 
 def test_losses_are_full_precision_under_bf16(images, tiny_supernet, options):
-    machine = Machine(MachineOptions("cpu", "cpu", "bf16", False, False, 0, 60))
+    machine = Machine(MachineOptions("cpu", "cpu", "bf16", False, True, False, 0, 60))
     context = Context(images(torch.float32), lambda: tiny_supernet(torch.float32), FIRST, machine, 0, 100)
     search = Darts(options, context)
     metrics = search.step(0) | search.evaluate("valid")
@@ -148,7 +155,7 @@ def test_the_unrolled_step_has_momentum_and_weight_decay_if_asked(bilevel, optio
         chosen = dataclasses.replace(
             options, unroll_momentum=momentum, unroll_weight_decay=decay, weight_decay=0.01
         )
-        problem = ArchitectureProblem(problem.task, problem.network, problem.machine, chosen, 0.1)
+        problem = ArchitectureProblem(problem.task, problem.network, problem.machine, chosen, softmax, 0.1)
         moved = problem.update(meta, inner, grads).params
         for key, leaf in inner.params.items():
             step = 1 + 0.9 * momentum * inner.slots[f"momentum/{key}"] + 0.01 * decay * leaf
@@ -182,11 +189,11 @@ def test_alpha_moves_by_adam_and_the_weights_by_clipped_sgd_under_the_new_alpha(
     descent = torch.optim.SGD(reference.parameters(), lr=0.025, momentum=0.9, weight_decay=3e-4)
     for index in range(2):
         valid = run.task.batch("search_valid", 2 * index)
-        run.task.loss(reference(valid.x, alpha=alpha).logits, valid).backward()
+        run.task.loss(reference(valid.x, mixture=softmax(alpha)).logits, valid).backward()
         adam.step()
         reference.zero_grad()
         train = run.task.batch("search_train", index)
-        loss = run.task.loss(reference(train.x, alpha=alpha).logits, train)
+        loss = run.task.loss(reference(train.x, mixture=softmax(alpha)).logits, train)
         loss.backward()
         length = torch.nn.utils.clip_grad_norm_(reference.parameters(), 0.5)
         assert length > 0.5
@@ -274,7 +281,7 @@ def test_evaluation_is_over_the_alpha_half_and_changes_nothing(search, statistic
     network = copy.deepcopy(run.network).train(statistics == "batch")
     network.load_state_dict(run.inner.params, strict=False)
     batches = list(run.task.sweep("search_valid"))
-    losses = [run.task.loss(network(batch.x, alpha=run.alpha).logits, batch) for batch in batches]
+    losses = [run.task.loss(network(batch.x, mixture=softmax(run.alpha)).logits, batch) for batch in batches]
     torch.testing.assert_close(found["valid/loss"], torch.stack(losses).mean().detach())
     assert {"valid/error", "genotype/skips_normal", "genotype/skips_reduce"} < set(found)
     assert run.network.training  # a situation looked at next is one of training
@@ -290,16 +297,16 @@ def test_skips_are_counted_by_cell(search):
 
 
 def test_entropy():
-    assert float(entropy(torch.zeros(5, 8))) == pytest.approx(3 * 0.693147, rel=1e-5)
+    assert float(entropy(torch.full((5, 8), 1 / 8))) == pytest.approx(3 * 0.693147, rel=1e-5)
     sharp = torch.zeros(2, 8)
     sharp[0, 4] = 100.0
-    assert float(entropy(sharp)) == pytest.approx(1.5 * 0.693147, rel=1e-5)
+    assert float(entropy(sharp.softmax(dim=-1))) == pytest.approx(1.5 * 0.693147, rel=1e-5)
 
 
 def test_artifacts(search, tmp_path):
     run = search(alpha_init="normal")
     run.artifacts(tmp_path)
-    assert load(str(tmp_path / "genotype.json")) == run.network.discretise(run.alpha)
+    assert load(str(tmp_path / "genotype.json")) == run.network.discretise(softmax(run.alpha).weights)
     written = json.loads((tmp_path / "alpha.json").read_text())
     torch.testing.assert_close(torch.tensor(written["normal"]), run.alpha["normal"].detach())
     assert written["operations"][3] == "skip_connect"

@@ -69,7 +69,9 @@ def searched(**changes) -> RandomSearchOptions:
 def context(task=None, estimator=None, seed=0, deviation=None) -> Context:
     task = task or Blobs()
     machine = Machine(
-        MachineOptions("cpu", "cpu", "fp32", compile=False, deterministic=False, threads=1, timeout=60)
+        MachineOptions(
+            "cpu", "cpu", "fp32", compile=False, fused=True, deterministic=False, threads=1, timeout=60
+        )
     )
 
     def network(*key):

@@ -101,7 +101,9 @@ def tuned(**changes) -> TunedOptimizersOptions:
 
 def context(task: Task, steps: int = 10, seed: int = 0) -> Context:
     machine = Machine(
-        MachineOptions("cpu", "cpu", "fp32", compile=False, deterministic=False, threads=1, timeout=60)
+        MachineOptions(
+            "cpu", "cpu", "fp32", compile=False, fused=True, deterministic=False, threads=1, timeout=60
+        )
     )
 
     def network():

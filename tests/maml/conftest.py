@@ -79,7 +79,7 @@ class Pictures(Waves):
 
 
 def machine(processes=None, compile=False):
-    made = Machine(MachineOptions("cpu", "cpu", "fp32", compile, False, 1, 60.0))
+    made = Machine(MachineOptions("cpu", "cpu", "fp32", compile, True, False, 1, 60.0))
     made.processes = processes or made.processes
     return made
 

@@ -30,7 +30,9 @@ TASKS = 3
 SOLVER = ConjugateGradientOptions("conjugate_gradient", iterations=4, damping=0.3)
 PATHS = {"stacked": meta_batch.stacked_gradient, "vmapped": meta_batch.vmapped_gradient}
 IMPLICIT = "imaml"
-MACHINE = MachineOptions("cpu", "cpu", "fp32", compile=False, deterministic=False, threads=1, timeout=60.0)
+MACHINE = MachineOptions(
+    "cpu", "cpu", "fp32", compile=False, fused=True, deterministic=False, threads=1, timeout=60.0
+)
 
 
 class Loss(Task):

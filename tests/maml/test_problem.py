@@ -23,7 +23,9 @@ from metalearn.rng import generator
 from metalearn.task import Batch, Task, TaskSpec
 from metalearn.tree import add, tree_map
 
-MACHINE = MachineOptions("cpu", "cpu", "fp32", compile=False, deterministic=False, threads=1, timeout=60.0)
+MACHINE = MachineOptions(
+    "cpu", "cpu", "fp32", compile=False, fused=True, deterministic=False, threads=1, timeout=60.0
+)
 SIDE, STEPS = 1e-4, 3
 
 

@@ -78,7 +78,7 @@ def configuration(run_dir: Path | None, log: str = "none", **train: Any) -> Conf
         method=None,
         hypergradient=None,
         train=TrainOptions(**{"steps": 20, **cadence, **selection, **train}),
-        machine=MachineOptions("cpu", "cpu", "fp32", False, True, 1, 60),
+        machine=MachineOptions("cpu", "cpu", "fp32", False, True, True, 1, 60),
         log=LogOptions(log, "metalearn-tests", None, ["test"], False),
         paper=None,
     )

@@ -57,7 +57,7 @@ class ShardedQuadratic(Method):
 def main(run_dir: str, steps: str, *changes: str) -> None:
     options = {"dies_at": -1, "seconds": 0.0, "checkpoint_every": 0, "timeout": 60}
     options |= {key: float(value) for key, value in (change.split("=") for change in changes)}
-    machine_options = MachineOptions("cpu", "cpu", "fp32", False, True, 1, options["timeout"])
+    machine_options = MachineOptions("cpu", "cpu", "fp32", False, True, True, 1, options["timeout"])
     cadence = {"log_every": 1, "evaluate_every": 5, "checkpoint_every": int(options["checkpoint_every"])}
     rest = {"keep": 2, "minutes": None, "monitor": None, "goal": "min", "select": "last", "test": True}
     config = Config(

@@ -12,7 +12,14 @@ from metalearn.registry import UserError
 
 
 def machine(**changes) -> Machine:
-    plain = {"device": "cpu", "precision": "fp32", "compile": False, "deterministic": False, "threads": 0}
+    plain = {
+        "device": "cpu",
+        "precision": "fp32",
+        "compile": False,
+        "fused": True,
+        "deterministic": False,
+        "threads": 0,
+    }
     return Machine(MachineOptions("test", **{**plain, "timeout": 60, **changes}))
 
 
