@@ -13,14 +13,39 @@ COLUMN, ROW, MARGIN, RADIUS = 2.9, 1.2, 0.75, 0.3  # inches
 BENDS = (0.0, 0.12, -0.12, 0.25, -0.25, 0.4, -0.4)  # of an edge, as parts of its length
 PLACES = (0.5, 0.42, 0.58, 0.34, 0.66, 0.27, 0.73)  # of a label along its edge
 LABEL = np.array([1.08, 0.24])  # inches that a label takes
-OPERATION_COLOURS = {
-    "max": "#1f5fa8",
-    "avg": "#1f5fa8",
-    "skip": "#2b7d3b",
-    "sep": "#b3470f",
-    "dil": "#7b3aa3",
+TITLE = 0.3  # inches above a cell
+BLUE, GREEN, ORANGE, PURPLE, GREY = "#1f5fa8", "#2b7d3b", "#b3470f", "#7b3aa3", "#555555"
+OPERATION_COLOURS = {  # by the operation's first word
+    "max": BLUE,
+    "avg": BLUE,
+    "skip": GREEN,
+    "sep": ORANGE,
+    "dil": PURPLE,
+    "conv": "#8c6d1f",
+    "noise": GREY,
+    "identity": GREEN,
+    "tanh": ORANGE,
+    "relu": PURPLE,
+    "sigmoid": BLUE,
 }
 COLOURS = {"input": "#cfe3f5", "node": "#f4e4b8", "output": "#d3ecd0"}
+
+
+class Arc(NamedTuple):
+    """An edge and the operation on it."""
+
+    source: int
+    target: int
+    operation: str
+
+
+class Sketch(NamedTuple):
+    """A cell of any space, as it is drawn."""
+
+    nodes: dict[int, str]  # what is written in each: inputs first, the output last
+    inputs: int  # how many of them are inputs
+    arcs: list[Arc]
+    concat: tuple[int, ...]  # the nodes that form the output
 
 
 class Drawn(NamedTuple):
@@ -30,41 +55,67 @@ class Drawn(NamedTuple):
     label: np.ndarray
 
 
-def write_svg(plan: Plan, title: str, path: Path) -> None:
-    """Draw the cell into an .svg file; the same cell gives the same bytes."""
+def sketch(plan: Plan) -> Sketch:
+    """A convolutional cell: k-2 and k-1 are the outputs of the two cells before it."""
+    output = INPUTS + len(plan.nodes)
+    names = {0: "k-2", 1: "k-1", **{node: str(node) for node in range(INPUTS, output)}, output: "k"}
+    arcs = [
+        Arc(edge.source, node, edge.operation)
+        for node, edges in enumerate(plan.nodes, start=INPUTS)
+        for edge in edges
+    ]
+    return Sketch(names, INPUTS, arcs, plan.concat)
+
+
+def write_svg(cells: dict[str, Sketch], path: Path) -> None:
+    """Draw cells by title, one below the other, into an .svg file; the same cells give the same bytes."""
+    save(figure(cells), path)
+
+
+def save(canvas: Any, path: Path) -> None:
+    """Write a matplotlib figure as .svg, the same bytes each time."""
     import matplotlib as mpl
 
     with mpl.rc_context({"svg.hashsalt": "metalearn", "svg.fonttype": "path"}):
-        figure(plan, title).savefig(path, format="svg", metadata={"Date": None})
+        canvas.savefig(path, format="svg", metadata={"Date": None})
 
 
-def figure(plan: Plan, title: str) -> Any:
-    """The cell as a matplotlib figure, one data unit an inch."""
+def figure(cells: dict[str, Sketch]) -> Any:
+    """The cells as a matplotlib figure, one data unit an inch."""
     from matplotlib.figure import Figure
 
-    places = _places(plan)
-    corner = np.max(list(places.values()), axis=0) + MARGIN
-    canvas = Figure(figsize=(corner[0], corner[1] + 0.3))
-    axes = canvas.add_axes((0, 0, 1, 1))
-    axes.set(xlim=(0, corner[0]), ylim=(0, corner[1] + 0.3))
-    axes.axis("off")
-    axes.text(corner[0] / 2, corner[1] + 0.05, title, ha="center", va="center", fontsize=12)
-    output = INPUTS + len(plan.nodes)
-    for node in plan.concat:
-        _arrow(axes, places[node], places[output], 0.0, "#b9b9b9")
-    _edges(axes, plan, places)
-    for node, place in places.items():
-        _node(axes, node, place, output)
+    placed = [_places(cell) for cell in cells.values()]
+    sizes = [np.max(list(places.values()), axis=0) + [MARGIN, MARGIN + TITLE] for places in placed]
+    width, height = max(size[0] for size in sizes), sum(size[1] for size in sizes)
+    canvas = Figure(figsize=(width, height))
+    top = height
+    for (title, cell), places, size in zip(cells.items(), placed, sizes, strict=True):
+        top -= size[1]
+        axes = canvas.add_axes((0, top / height, 1, size[1] / height))
+        axes.set(xlim=(0, width), ylim=(0, size[1]))
+        axes.axis("off")
+        axes.text(width / 2, size[1] - TITLE + 0.05, title, ha="center", va="center", fontsize=12)
+        shift = np.array([(width - size[0]) / 2, 0.0])
+        _draw(axes, cell, {node: place + shift for node, place in places.items()})
     return canvas
 
 
-def _places(plan: Plan) -> dict[int, np.ndarray]:
+def _draw(axes: Any, cell: Sketch, places: dict[int, np.ndarray]) -> None:
+    output = max(cell.nodes)
+    for node in cell.concat:
+        _arrow(axes, places[node], places[output], 0.0, "#b9b9b9")
+    _arcs(axes, cell, places)
+    for node, place in places.items():
+        kind = "input" if node < cell.inputs else "output" if node == output else "node"
+        _node(axes, cell.nodes[node], kind, place)
+
+
+def _places(cell: Sketch) -> dict[int, np.ndarray]:
     """The centre of each node: a column for each step away from the inputs, rows spread over the height."""
-    output = INPUTS + len(plan.nodes)
+    output = max(cell.nodes)
     graph = nx.DiGraph()
     graph.add_nodes_from(range(output))
-    for node, edges in enumerate(plan.nodes, start=INPUTS):
-        graph.add_edges_from((edge.source, node) for edge in edges)
+    graph.add_edges_from((arc.source, arc.target) for arc in cell.arcs)
     layers = [sorted(layer) for layer in nx.topological_generations(graph)] + [[output]]
     height = 2 * MARGIN + ROW * (max(3, *(len(layer) for layer in layers)) - 1)
     places = {}
@@ -75,31 +126,34 @@ def _places(plan: Plan) -> dict[int, np.ndarray]:
     return places
 
 
-def _edges(axes: Any, plan: Plan, places: dict[int, np.ndarray]) -> None:
+def _arcs(axes: Any, cell: Sketch, places: dict[int, np.ndarray]) -> None:
     """Long edges first: they have the least room."""
-    pairs = [(edge, node) for node, edges in enumerate(plan.nodes, start=INPUTS) for edge in edges]
-    pairs.sort(key=lambda pair: -float(np.linalg.norm(places[pair[1]] - places[pair[0].source])))
+    arcs = sorted(cell.arcs, key=lambda arc: -float(np.linalg.norm(places[arc.target] - places[arc.source])))
     labels: list[np.ndarray] = []
     used: set[tuple[int, int, float]] = set()
-    for edge, node in pairs:
-        free = [bend for bend in BENDS if (edge.source, node, bend) not in used]
-        drawn = _route(edge.source, node, places, labels, free)
-        used.add((edge.source, node, drawn.bend))
+    for arc in arcs:
+        free = [bend for bend in BENDS if (arc.source, arc.target, bend) not in used]
+        drawn = _route(arc, places, labels, free)
+        used.add((arc.source, arc.target, drawn.bend))
         labels.append(drawn.label)
-        colour = OPERATION_COLOURS.get(edge.operation.partition("_")[0], "#333333")
-        _arrow(axes, places[edge.source], places[node], drawn.bend, colour)
-        _label(axes, drawn.label, edge.operation, colour)
+        colour = colour_of(arc.operation)
+        _arrow(axes, places[arc.source], places[arc.target], drawn.bend, colour)
+        _label(axes, drawn.label, arc.operation, colour)
 
 
-def _route(
-    source: int, node: int, places: dict[int, np.ndarray], labels: list[np.ndarray], bends: list[float]
-) -> Drawn:
+def colour_of(operation: str) -> str:
+    """The colour of an operation's kind."""
+    return OPERATION_COLOURS.get(operation.partition("_")[0], "#333333")
+
+
+def _route(arc: Arc, places: dict[int, np.ndarray], labels: list[np.ndarray], bends: list[float]) -> Drawn:
     """The bend and the label's place that come least near to other nodes and labels."""
-    others = [place for name, place in places.items() if name not in (source, node)]
-    best, least = Drawn(bends[0], places[source]), float("inf")
+    start, end = places[arc.source], places[arc.target]
+    others = [place for name, place in places.items() if name not in (arc.source, arc.target)]
+    best, least = Drawn(bends[0], start), float("inf")
     for bend, at in itertools.product(bends, PLACES):
-        line = _curve(places[source], places[node], bend, np.linspace(0.1, 0.9, 17))
-        label = _curve(places[source], places[node], bend, np.array([at]))[0]
+        line = _curve(start, end, bend, np.linspace(0.1, 0.9, 17))
+        label = _curve(start, end, bend, np.array([at]))[0]
         cost = abs(bend) + 0.5 * abs(at - 0.5)
         cost += sum(
             5.0 * bool(np.min(np.linalg.norm(line - place, axis=1)) < 1.4 * RADIUS) for place in others
@@ -141,13 +195,11 @@ def _arrow(axes: Any, start: np.ndarray, end: np.ndarray, bend: float, colour: s
     axes.add_patch(patch)
 
 
-def _node(axes: Any, node: int, place: np.ndarray, output: int) -> None:
+def _node(axes: Any, name: str, kind: str, place: np.ndarray) -> None:
     from matplotlib.patches import Circle
 
-    kind = "input" if node < INPUTS else "output" if node == output else "node"
-    names = {0: "k-2", 1: "k-1", output: "k"}
     axes.add_patch(Circle(tuple(place), RADIUS, facecolor=COLOURS[kind], edgecolor="#333333", zorder=3))
-    axes.text(*place, names.get(node, str(node)), ha="center", va="center", fontsize=10, zorder=4)
+    axes.text(*place, name, ha="center", va="center", fontsize=10, zorder=4)
 
 
 def _label(axes: Any, place: np.ndarray, text: str, colour: str) -> None:

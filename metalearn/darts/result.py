@@ -3,17 +3,25 @@
 import json
 from pathlib import Path
 
-from metalearn.darts.draw import write_svg
+from metalearn.darts.draw import sketch, write_svg
 from metalearn.darts.genotype import AnyGenotype, Genotype
-from metalearn.darts.operations import CANDIDATES
+from metalearn.darts.space import Choices
 from metalearn.tree import Tree
 
 
-def write_result(folder: Path, genotype: AnyGenotype, alpha: Tree) -> None:
-    """`genotype.json`, `alpha.json` and a picture of each cell."""
-    (folder / "genotype.json").write_text(genotype.to_json(), encoding="utf-8")
+def write_result(folder: Path, genotype: AnyGenotype, alpha: Tree, choices: dict[str, Choices]) -> None:
+    """`genotype.json`, `alpha.json` and the genotype's pictures."""
     rows = {kind: leaf.tolist() for kind, leaf in alpha.items()}
-    (folder / "alpha.json").write_text(json.dumps({"operations": CANDIDATES, **rows}), encoding="utf-8")
+    columns = {kind: list(choice.operations) for kind, choice in choices.items()}
+    (folder / "alpha.json").write_text(json.dumps({"operations": columns, **rows}), encoding="utf-8")
+    write_genotype(folder, genotype)
+
+
+def write_genotype(folder: Path, genotype: AnyGenotype) -> None:
+    """`genotype.json`, `genotype.svg` of all its cells, and one .svg for each where there are several."""
+    (folder / "genotype.json").write_text(genotype.to_json(), encoding="utf-8")
     if isinstance(genotype, Genotype):
-        write_svg(genotype.normal, "normal cell", folder / "cell_normal.svg")
-        write_svg(genotype.reduce, "reduction cell", folder / "cell_reduce.svg")
+        cells = {"normal cell": sketch(genotype.normal), "reduction cell": sketch(genotype.reduce)}
+        write_svg(cells, folder / "genotype.svg")
+        for name, title in {"normal": "normal cell", "reduce": "reduction cell"}.items():
+            write_svg({title: cells[title]}, folder / f"cell_{name}.svg")

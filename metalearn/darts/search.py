@@ -161,7 +161,8 @@ class Darts(Bilevel):
 
     def artifacts(self, folder: Path) -> None:
         """`genotype.json`, `alpha.json`, and `cell_normal.svg`, `cell_reduce.svg`."""
-        write_result(folder, self.network.discretise(self._strengths()), self.alpha)
+        found = self.network.discretise(self._strengths())
+        write_result(folder, found, self.alpha, self.network.choices)
 
     def _alpha_optimizer(self) -> torch.optim.Adam:
         return torch.optim.Adam(

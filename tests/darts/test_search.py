@@ -309,7 +309,7 @@ def test_artifacts(search, tmp_path):
     assert load(str(tmp_path / "genotype.json")) == run.network.discretise(softmax(run.alpha).weights)
     written = json.loads((tmp_path / "alpha.json").read_text())
     torch.testing.assert_close(torch.tensor(written["normal"]), run.alpha["normal"].detach())
-    assert written["operations"][3] == "skip_connect"
+    assert written["operations"]["normal"][3] == "skip_connect"
     for cell in ("normal", "reduce"):
         assert (tmp_path / f"cell_{cell}.svg").read_text().startswith("<?xml")
 
