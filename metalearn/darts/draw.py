@@ -85,7 +85,8 @@ def figure(cells: dict[str, Sketch]) -> Any:
     from matplotlib.figure import Figure
 
     placed = [_places(cell) for cell in cells.values()]
-    sizes = [np.max(list(places.values()), axis=0) + [MARGIN, MARGIN + TITLE] for places in placed]
+    border = np.array([MARGIN, MARGIN + TITLE])
+    sizes = [np.max(list(places.values()), axis=0) + border for places in placed]
     width, height = max(size[0] for size in sizes), sum(size[1] for size in sizes)
     canvas = Figure(figsize=(width, height))
     top = height

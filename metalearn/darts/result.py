@@ -3,17 +3,21 @@
 import json
 from pathlib import Path
 
-from metalearn.darts.draw import sketch, write_svg
+from metalearn.darts.draw import save, sketch, write_svg
+from metalearn.darts.draw_alpha import heat_maps
 from metalearn.darts.genotype import AnyGenotype, Genotype
-from metalearn.darts.space import Choices
+from metalearn.darts.space import SearchSpace
 from metalearn.tree import Tree
 
 
-def write_result(folder: Path, genotype: AnyGenotype, alpha: Tree, choices: dict[str, Choices]) -> None:
-    """`genotype.json`, `alpha.json` and the genotype's pictures."""
+def write_result(
+    folder: Path, space: SearchSpace, alpha: Tree, strengths: Tree, genotype: AnyGenotype
+) -> None:
+    """`genotype.json`, `alpha.json`, the genotype's pictures, and `alpha.svg`, a map of the strengths."""
     rows = {kind: leaf.tolist() for kind, leaf in alpha.items()}
-    columns = {kind: list(choice.operations) for kind, choice in choices.items()}
+    columns = {kind: list(choice.operations) for kind, choice in space.choices.items()}
     (folder / "alpha.json").write_text(json.dumps({"operations": columns, **rows}), encoding="utf-8")
+    save(heat_maps(strengths, space.encode(genotype), space.choices), folder / "alpha.svg")
     write_genotype(folder, genotype)
 
 

@@ -161,8 +161,9 @@ class Darts(Bilevel):
 
     def artifacts(self, folder: Path) -> None:
         """`genotype.json`, `alpha.json`, and `cell_normal.svg`, `cell_reduce.svg`."""
-        found = self.network.discretise(self._strengths())
-        write_result(folder, found, self.alpha, self.network.choices)
+        strengths = self._strengths()
+        found = self.network.discretise(strengths)
+        write_result(folder, self.network, self.alpha, strengths, found)
 
     def _alpha_optimizer(self) -> torch.optim.Adam:
         return torch.optim.Adam(
