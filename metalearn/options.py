@@ -18,9 +18,11 @@ class SupervisedOptions:
     betas: list[float] = required()  # of adam and adamw: decay of the first and the second moment
     weight_decay: float = number(at_least=0)
     clip: float | None = number(above=0)  # largest norm of the whole gradient; null: none
-    schedule: str = choice("none", "cosine")
+    schedule: str = choice("none", "cosine", "exponential")
     schedule_every: str = choice("step", "epoch")  # how often the schedule moves
     final_learning_rate: float = number(at_least=0)  # where the cosine ends
+    decay: float = number(above=0, at_most=1)  # of exponential: the rate's factor, at every step or epoch
+    label_smoothing: float = number(at_least=0, below=1)  # share of the target spread over all classes
     auxiliary_weight: float = number(at_least=0)  # of an auxiliary head's loss
     carry: bool = required()  # language models: batches continue with the hidden state of the one before
 

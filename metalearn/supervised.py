@@ -10,9 +10,11 @@ from typing import Any
 import torch
 from safetensors.torch import save_model
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from metalearn.machine import full
 from metalearn.method import Context, Method
+from metalearn.network import Output
 from metalearn.options import SupervisedOptions
 from metalearn.registry import UserError
 from metalearn.rng import seeded
@@ -36,6 +38,11 @@ class Supervised(Method):
                 f"method supervised: task {context.task.spec.name} is a few_shot; choose method=maml "
                 "(method.inner_steps=0 trains one network on all tasks) or a task of another kind"
             )
+        if options.label_smoothing and context.task.spec.kind != "classification":
+            raise UserError(
+                f"method.label_smoothing: got {options.label_smoothing} with task {context.task.spec.name}, "
+                f"a {context.task.spec.kind}; only classification has labels to smooth: set it to 0"
+            )
         self.options, self.task, self.machine = options, context.task, context.machine
         self.steps = context.steps
         self.network = context.network()
@@ -55,25 +62,39 @@ class Supervised(Method):
         with seeded(*batch.key), self.machine.autocast():
             output = self.forward(batch.x, self.hidden or None)
         logits = full(output.logits)
-        loss = self.task.loss(logits, batch)
-        if output.auxiliary is not None:
-            loss = loss + self.options.auxiliary_weight * self.task.loss(full(output.auxiliary), batch)
-        loss.backward()
+        self._loss(output, logits, batch).backward()
         if self.options.clip is not None:
             nn.utils.clip_grad_norm_(self.network.parameters(), self.options.clip)
         self.optimizer.step()
         self.hidden = detach(output.state)
         return _named("train", self.task.metrics(logits.detach(), batch))
 
+    def _loss(self, output: Output, logits: Tensor, batch: Batch) -> Tensor:
+        """What training descends: the task's loss on smoothed labels, an auxiliary head's, the penalty."""
+        loss = self._task_loss(logits, batch)
+        if output.auxiliary is not None:
+            loss = loss + self.options.auxiliary_weight * self._task_loss(full(output.auxiliary), batch)
+        return loss if output.penalty is None else loss + output.penalty
+
+    def _task_loss(self, logits: Tensor, batch: Batch) -> Tensor:
+        smoothing = self.options.label_smoothing
+        if not smoothing:
+            return self.task.loss(logits, batch)
+        return F.cross_entropy(logits, batch.y, label_smoothing=smoothing)
+
     def _schedule(self, index: int) -> None:
         """Set progress and learning rate for this step: functions of the index alone."""
         self.network.progress = index / self.steps
-        if self.options.schedule == "none":
+        options = self.options
+        if options.schedule == "none":
             return
-        start, end = self.options.learning_rate, self.options.final_learning_rate
-        period = self.task.batches("train") if self.options.schedule_every == "epoch" else 1
-        progress = (index // period) / max(1, self.steps / period)
-        rate = end + (start - end) * (1 + math.cos(math.pi * progress)) / 2
+        period = self.task.batches("train") if options.schedule_every == "epoch" else 1
+        if options.schedule == "cosine":
+            end = options.final_learning_rate
+            progress = (index // period) / max(1, self.steps / period)
+            rate = end + (options.learning_rate - end) * (1 + math.cos(math.pi * progress)) / 2
+        else:
+            rate = options.learning_rate * options.decay ** (index // period)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
 

@@ -109,6 +109,8 @@ def make_options(**changes):
         "schedule": "none",
         "schedule_every": "step",
         "final_learning_rate": 0.0,
+        "decay": 1.0,
+        "label_smoothing": 0.0,
         "auxiliary_weight": 0.0,
         "carry": True,
     }
@@ -239,6 +241,54 @@ def test_cosine_schedule(every, rates):
     for index, rate in enumerate(rates):
         method.step(index)
         assert method.optimizer.param_groups[0]["lr"] == pytest.approx(0.1 + rate, abs=1e-3)
+
+
+@pytest.mark.parametrize(("every", "powers"), [("step", range(6)), ("epoch", [0, 0, 0, 1, 1, 1])])
+def test_exponential_schedule(every, powers):
+    """x 0.97 at each epoch: Liu et al. 2019, appendix A.2.3."""
+    changes = {"schedule": "exponential", "schedule_every": every, "learning_rate": 0.1, "decay": 0.97}
+    method = make_method(Rows(), Sum, steps=6, **changes)
+    for index, power in enumerate(powers):
+        method.step(index)
+        assert method.optimizer.param_groups[0]["lr"] == pytest.approx(0.1 * 0.97**power)
+
+
+class TwoHeads(Network):
+    """A linear classifier with an auxiliary head and a penalty, in training only."""
+
+    def __init__(self, spec):
+        super().__init__()
+        self.first, self.second = (nn.Linear(*spec.input_shape, spec.outputs) for _ in range(2))
+
+    def forward(self, x, state=None):  # noqa: ARG002
+        logits = self.first(x)
+        if not self.training:
+            return Output(logits)
+        return Output(logits, {}, self.second(x), self.first.weight.square().sum())
+
+
+def test_training_descends_smoothed_labels_of_both_heads_and_the_penalty():
+    """Against cross-entropy with targets written out: 1 - 0.1 on the label, 0.1 spread over the classes."""
+    changes = {"label_smoothing": 0.1, "auxiliary_weight": 0.4, "optimizer": "sgd", "learning_rate": 0.5}
+    method = make_method(Moons(), TwoHeads, **changes)
+    network, batch = copy.deepcopy(method.network).train(), method.task.batch("train", 0)
+    targets = 0.9 * F.one_hot(batch.y, 2) + 0.1 / 2
+    output = network(batch.x)
+
+    def smoothed(logits):
+        return -(targets * logits.log_softmax(1)).sum(1).mean()
+
+    expected = smoothed(output.logits) + 0.4 * smoothed(output.auxiliary) + output.penalty
+    grads = torch.autograd.grad(expected, list(network.parameters()))
+    metrics = method.step(0)
+    torch.testing.assert_close(metrics["train/loss"], method.task.loss(output.logits, batch).detach())
+    for old, new, grad in zip(network.parameters(), method.network.parameters(), grads, strict=True):
+        torch.testing.assert_close(new, old - 0.5 * grad)
+
+
+def test_only_labels_are_smoothed():
+    with pytest.raises(UserError, match=r"label_smoothing: got 0\.1 with task here, a language_model"):
+        make_method(Rows(), Sum, label_smoothing=0.1)
 
 
 def test_artifacts(tmp_path):
