@@ -15,6 +15,10 @@ from metalearn.darts.operations import CANDIDATES, OPERATIONS
 from metalearn.registry import UserError, closest
 
 FORMAT, VERSION = "metalearn.genotype.cnn", 1
+FORMATS = {  # of each kind of genotype: what it is of, and the network that takes it
+    FORMAT: ("a convolutional cell", "darts_cell"),
+    "metalearn.genotype.rnn": ("a recurrent cell", "darts_recurrent_cell"),
+}
 PUBLISHED = Path(__file__).parent / "genotypes"
 INPUTS = 2  # a cell's nodes 0 and 1 are the outputs of the two cells before it
 KEPT = 2  # incoming edges of a node
@@ -74,29 +78,45 @@ class Genotype(AnyGenotype):
     @staticmethod
     def from_json(text: str, origin: str = "genotype") -> "Genotype":
         """Read `to_json`'s text. Raises UserError, naming `origin`, for anything else."""
+        document = read_document(text, FORMAT, origin)
         try:
-            document = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{origin}: not JSON ({error}); give a file that a darts search wrote") from None
-        try:
-            _check_header(document)
             return Genotype(_plan(document, "normal"), _plan(document, "reduce"))
         except UserError as error:
             raise UserError(f"{origin}: {error}") from None
 
 
-def published() -> list[str]:
-    """The names of the genotypes that ship with the package."""
-    return sorted(path.stem for path in PUBLISHED.glob("*.json"))
+def published(kind: str = FORMAT) -> list[str]:
+    """The names of the genotypes of a format that ship with the package."""
+    kinds = {path.stem: json.loads(path.read_text(encoding="utf-8"))["format"] for path in PUBLISHED.glob("*.json")}
+    return sorted(name for name, format_ in kinds.items() if format_ == kind)
 
 
 def load(name: str) -> Genotype:
     """The genotype of a published name or of a .json file. Raises UserError."""
+    path = find(name, FORMAT)
+    return Genotype.from_json(path.read_text(encoding="utf-8"), origin=str(path))
+
+
+def find(name: str, kind: str) -> Path:
+    """The file of a published name or of a .json path. Raises UserError, listing those of format `kind`."""
     path = Path(name).expanduser() if name.endswith(".json") else PUBLISHED / f"{name}.json"
     if not path.is_file():
-        known = ", ".join([*closest(name, published()), "random"])
+        known = ", ".join([*closest(name, published(kind)), "random"])
         raise UserError(f"genotype: no {name!r} here; choose one of: {known}; or a path that ends in .json")
-    return Genotype.from_json(path.read_text(encoding="utf-8"), origin=str(path))
+    return path
+
+
+def read_document(text: str, kind: str, origin: str) -> dict[str, Any]:
+    """A genotype file's object. Raises UserError, naming `origin`, for what is not of format `kind`."""
+    try:
+        document = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{origin}: not JSON ({error}); give a file that a darts search wrote") from None
+    try:
+        _check_header(document, kind)
+    except UserError as error:
+        raise UserError(f"{origin}: {error}") from None
+    return document
 
 
 def discretise(normal: Float[Tensor, "edge operation"], reduce: Float[Tensor, "edge operation"]) -> Genotype:
@@ -160,11 +180,12 @@ def _written(plan: Plan) -> str:
     return f'{{\n  "nodes": [\n{nodes}\n  ],\n  "concat": {json.dumps(plan.concat)}\n }}'
 
 
-def _check_header(document: Any) -> None:
-    if not isinstance(document, dict) or document.get("format") != FORMAT:
-        raise UserError(
-            f'not a genotype of a convolutional cell; it must be an object with "format": "{FORMAT}"'
-        )
+def _check_header(document: Any, kind: str) -> None:
+    found = document.get("format") if isinstance(document, dict) else None
+    if found != kind:
+        wanted = f'not a genotype of {FORMATS[kind][0]}; it must be an object with "format": "{kind}"'
+        other = FORMATS.get(found) if isinstance(found, str) else None
+        raise UserError(f"{wanted}; this is {other[0]}, for network={other[1]}" if other else wanted)
     if document.get("version") != VERSION:
         raise UserError(f"version {document.get('version')!r}, this release reads version {VERSION}")
 
