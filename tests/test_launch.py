@@ -81,21 +81,45 @@ def test_a_failed_job_does_not_end_a_sweep(metalearn, tmp_path):
     assert len(list(tmp_path.glob("runs/supervised_two_moons/*"))) == 2
 
 
-def test_export_gives_the_network_without_this_package(metalearn, tmp_path):
-    metalearn("train", *TINY, "run_dir=run", "log=none")
+EXPORTED = ["example.py", "example.safetensors", "network.pt2", "summary.json", "weights.safetensors"]
+CELL = [
+    "task=digits",
+    "network=darts_cell",
+    "network.cells=3",
+    "network.channels=2",
+    "network.auxiliary=false",
+]
+LSTM = ["task=python_docs", "task.batch=2", "task.time=4", "network=lstm_lm", "network.units=4"]
+HYPER = [*LSTM[:3], "network=hyperlstm_lm", "network.units=4", "network.hyper_units=3", "network.embedding=2"]
+QUICK = ["train.steps=2", "machine=cpu", "log=none", "log.progress=false", "train.test=false"]
+
+
+@pytest.mark.parametrize("parts", [TINY, CELL, LSTM, HYPER], ids=["mlp", "cell", "lstm", "hyperlstm"])
+def test_export_gives_the_network_without_this_package(metalearn, tmp_path, parts):
+    metalearn("train", *parts, *QUICK, "run_dir=run", "train.evaluate_every=0")
     code, out, _ = metalearn("export", "run")
 
     assert code == 0
-    assert out.split() == [
-        f"run/export/{name}" for name in ("network.pt2", "summary.json", "weights.safetensors")
-    ]
+    assert {f"run/export/{name}" for name in EXPORTED} <= set(out.split())
+    (tmp_path / "run/export/metalearn.py").write_text("raise ImportError('the example needs metalearn')")
+    ran = subprocess.run(
+        [sys.executable, "example.py"],
+        cwd=tmp_path / "run/export",
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert float(ran.stdout.rpartition(":")[2]) < 1e-5
+
+
+def test_exported_classifier_takes_any_batch_and_the_weights_of_its_file(metalearn, tmp_path):
+    metalearn("train", *TINY, "run_dir=run", "log=none")
+    metalearn("export", "run")
     program = torch.export.load(tmp_path / "run/export/network.pt2").module()
     weights = load_file(tmp_path / "run/export/weights.safetensors")
-    again = dict(program.named_parameters())
-    assert len(weights) == len(again)
-    assert {float(value.detach().sum()) for value in weights.values()} == {
-        float(value.detach().sum()) for value in again.values()
-    }
+    again = {name.removeprefix("network."): leaf for name, leaf in program.state_dict().items()}
+    torch.testing.assert_close(again, weights, rtol=0, atol=0)
     assert program(torch.randn(7, 2)).shape == (7, 2)
 
 
