@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from metalearn.tree import Tree
@@ -30,3 +31,20 @@ class Network(nn.Module, ABC):
     @abstractmethod
     def forward(self, x: Tensor, state: Tree | None = None) -> Output:
         """Score inputs; recurrent networks continue from `state`, or from their initial state if None."""
+
+
+@torch.no_grad()
+def multiply_adds(network: Network, shape: tuple[int, ...]) -> int:
+    """The multiplications of convolutions and products of matrices for one example of `shape`, in evaluation.
+
+    Normalisation, activations, pools and biases are left out, as papers on small networks do.
+    """
+    from torch.utils.flop_counter import FlopCounterMode  # loads slowly
+
+    training, leaf = network.training, next(network.parameters())
+    counter = FlopCounterMode(display=False)
+    network.eval()
+    with counter:
+        network(leaf.new_zeros(1, *shape))
+    network.train(training)
+    return counter.get_total_flops() // 2  # which counts an addition beside each

@@ -22,13 +22,15 @@ class CellShape(NamedTuple):
     reduction_before: bool  # the cell before it does, so the older input is twice as high and wide
 
 
-def cell_shapes(cells: int, channels: int, stem: int, widths: tuple[int, int]) -> list[CellShape]:
+def cell_shapes(
+    cells: int, channels: int, stem: int, widths: tuple[int, int], reduced: bool = False
+) -> list[CellShape]:
     """A network's cells in order; those at a third and two thirds reduce, doubling the channels.
 
-    `stem` is the channels of the stem's output; `widths` how many nodes a normal and a reduction cell
-    concatenate.
+    `stem` is the channels of the stem's outputs, the older of which is twice as high and wide if the stem
+    ends `reduced`; `widths` how many nodes a normal and a reduction cell concatenate.
     """
-    shapes, older, newer, before = [], stem, stem, False
+    shapes, older, newer, before = [], stem, stem, reduced
     for index in range(cells):
         reduction = index in reductions(cells)
         channels *= 1 + reduction
@@ -42,18 +44,21 @@ def reductions(cells: int) -> tuple[int, int]:
     return cells // 3, 2 * cells // 3
 
 
-def image_shape(network: str, spec: TaskSpec) -> tuple[int, int, int]:
-    """Channels, height, width of a task of images. Raises UserError for any other task."""
+def image_shape(network: str, spec: TaskSpec, shrinks: int = 4) -> tuple[int, int, int]:
+    """Channels, height, width of a task of images, which a network divides by `shrinks` (4: two reductions).
+
+    Raises UserError for any other task.
+    """
     if spec.kind != "classification" or len(spec.input_shape) != 3:
         raise UserError(
             f"network {network}: task {spec.name} is a {spec.kind} of inputs {spec.input_shape}; "
             "choose a classification task of images (channels, height, width)"
         )
     channels, height, width = spec.input_shape
-    if height % 4 or width % 4:
+    if height % shrinks or width % shrinks:
         raise UserError(
-            f"network {network}: images of {spec.name} are {height}x{width}; two reductions need a height "
-            "and a width that 4 divides"
+            f"network {network}: images of {spec.name} are {height}x{width}; its reductions need a height "
+            f"and a width that {shrinks} divides"
         )
     return channels, height, width
 

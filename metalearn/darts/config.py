@@ -16,6 +16,8 @@ class SupernetOptions:
     channels: int = number(at_least=2)  # of the first cell; even, doubled at each reduction
     stem_multiplier: int = number(at_least=1)  # the stem has this many times `channels`
     nodes: int = number(at_least=1)  # intermediate nodes of a cell
+    space: str = choice("darts", "fair", "s1", "s2", "s3", "s4")  # which operations stand on which edge
+    partial: int = number(at_least=1)  # one part in so many of the channels passes the operations (PC-DARTS)
 
 
 @register("network", "darts_cell", "metalearn.darts.derived:CellNetwork")
@@ -31,6 +33,53 @@ class CellNetworkOptions:
     nodes: int = number(at_least=1)  # intermediate nodes of a random genotype's cells
     auxiliary: bool = required()  # a second classifier after the second reduction, in training only
     drop_path: float = number(at_least=0, below=1)  # probability at the end of training, from 0 linearly
+
+
+@register("network", "darts_imagenet", "metalearn.darts.imagenet:ImagenetNetwork")
+@dataclass
+class ImagenetNetworkOptions:
+    """The network of one genotype behind a stem for large images (ImageNet, mobile setting)."""
+
+    name: str = required()
+    genotype: str = required()  # as of darts_cell
+    cells: int = number(at_least=3)
+    channels: int = number(at_least=2)
+    nodes: int = number(at_least=1)  # intermediate nodes of a random genotype's cells
+    auxiliary: bool = required()  # a second classifier after the second reduction, in training only
+    drop_path: float = number(at_least=0, below=1)  # probability at the end of training, from 0 linearly
+
+
+@dataclass
+class RecurrentOptions:
+    """A language model around a recurrent cell; embedding and hidden state have the same units."""
+
+    name: str = required()
+    units: int = number(at_least=1)
+    start: float = number(above=0)  # weights are uniform within this of 0
+    word_dropout: float = number(at_least=0, below=1)  # of whole words of the vocabulary (dropoute)
+    embedding_dropout: float = number(at_least=0, below=1)  # of embeddings, one mask a sequence (dropouti)
+    input_dropout: float = number(at_least=0, below=1)  # at the cell's input, one mask a sequence (dropoutx)
+    hidden_dropout: float = number(at_least=0, below=1)  # of every node's input, one mask too (dropouth)
+    output_dropout: float = number(at_least=0, below=1)  # of the cell's outputs, one mask too (dropout)
+    activation_penalty: float = number(at_least=0)  # times the mean square of outputs after dropout (alpha)
+    temporal_penalty: float = number(at_least=0)  # times that of their change in time, before it (beta)
+
+
+@register("network", "darts_recurrent_supernet", "metalearn.darts.recurrent.supernet:RecurrentSupernet")
+@dataclass
+class RecurrentSupernetOptions(RecurrentOptions):
+    """The language model whose cell holds every activation on every edge."""
+
+    nodes: int = number(at_least=1)  # that are searched, beside the initial state
+
+
+@register("network", "darts_recurrent_cell", "metalearn.darts.recurrent.cell:RecurrentCellNetwork")
+@dataclass
+class RecurrentCellOptions(RecurrentOptions):
+    """The language model of one recurrent genotype."""
+
+    genotype: str = required()  # a published one's name, the path of a .json, or "random" (drawn by the seed)
+    nodes: int = number(at_least=1)  # of a random genotype
 
 
 @dataclass
@@ -94,10 +143,9 @@ class StagesOptions:
     skip_dropout: list[float] = number(at_least=0, below=1)  # of each stage, at its start; falls to 0
 
 
-@register("method", "darts", "metalearn.darts.search:Darts")
 @dataclass
-class DartsOptions:
-    """The alternating search; where paper and authors' code disagree, both are offered."""
+class WeightOptions:
+    """How a supernet's weights learn during a search."""
 
     name: str = required()
     learning_rate: float = number(above=0)
@@ -108,6 +156,14 @@ class DartsOptions:
     weight_decay: float = number(at_least=0)
     clip: float | None = number(above=0)  # norm of the gradient in the weight step
     nominal_time: int | None = number(at_least=1)  # texts: the rate is in proportion to the length over this
+    weight_split: str = choice("search_train", "train")  # what the weights learn on
+
+
+@register("method", "darts", "metalearn.darts.search:Darts")
+@dataclass
+class DartsOptions(WeightOptions):
+    """The alternating search; where paper and authors' code disagree, both are offered."""
+
     unroll_momentum: bool = required()  # the unrolled step has the real one's momentum (code)
     unroll_weight_decay: bool = required()  # and its weight decay (code)
     unroll_clip: float | None = number(above=0)  # and is clipped (code, recurrent cells)
@@ -121,7 +177,6 @@ class DartsOptions:
     alpha_beta2: float = number(at_least=0, below=1)
     alpha_weight_decay: float = number(at_least=0)
     warm_up: int = number(at_least=0)  # steps of each stage before alpha moves
-    weight_split: str = choice("search_train", "train")  # what the weights learn on
     alpha_split: str = choice("search_valid", "valid")  # what alpha learns on
     evaluation_statistics: str = choice("batch", "running")  # of batch normalisation: paper, code
     valid_batches: str = choice("fresh", "stream")  # reshuffle before each alpha step (code), or each pass
