@@ -8,6 +8,7 @@ import networkx as nx
 import numpy as np
 
 from metalearn.darts.genotype import INPUTS, Plan
+from metalearn.darts.recurrent.genotype import RecurrentGenotype
 
 COLUMN, ROW, MARGIN, RADIUS = 2.9, 1.2, 0.75, 0.3  # inches
 BENDS = (0.0, 0.12, -0.12, 0.25, -0.25, 0.4, -0.4)  # of an edge, as parts of its length
@@ -65,6 +66,14 @@ def sketch(plan: Plan) -> Sketch:
         for edge in edges
     ]
     return Sketch(names, INPUTS, arcs, plan.concat)
+
+
+def recurrent_sketch(genotype: RecurrentGenotype) -> Sketch:
+    """A recurrent cell: node 0 is made of the input and the last state, the output is the mean of others."""
+    output = len(genotype.nodes) + 1
+    names = {0: "x, h", **{node: str(node) for node in range(1, output)}, output: "h"}
+    arcs = [Arc(edge.source, node, edge.operation) for node, edge in enumerate(genotype.nodes, start=1)]
+    return Sketch(names, 1, arcs, genotype.concat)
 
 
 def write_svg(cells: dict[str, Sketch], path: Path) -> None:

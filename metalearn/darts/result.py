@@ -3,9 +3,10 @@
 import json
 from pathlib import Path
 
-from metalearn.darts.draw import save, sketch, write_svg
+from metalearn.darts.draw import recurrent_sketch, save, sketch, write_svg
 from metalearn.darts.draw_alpha import heat_maps
 from metalearn.darts.genotype import AnyGenotype, Genotype
+from metalearn.darts.recurrent.genotype import RecurrentGenotype
 from metalearn.darts.space import SearchSpace
 from metalearn.tree import Tree
 
@@ -29,3 +30,5 @@ def write_genotype(folder: Path, genotype: AnyGenotype) -> None:
         write_svg(cells, folder / "genotype.svg")
         for name, title in {"normal": "normal cell", "reduce": "reduction cell"}.items():
             write_svg({title: cells[title]}, folder / f"cell_{name}.svg")
+    if isinstance(genotype, RecurrentGenotype):
+        write_svg({"recurrent cell": recurrent_sketch(genotype)}, folder / "genotype.svg")
