@@ -87,7 +87,9 @@ class Genotype(AnyGenotype):
 
 def published(kind: str = FORMAT) -> list[str]:
     """The names of the genotypes of a format that ship with the package."""
-    kinds = {path.stem: json.loads(path.read_text(encoding="utf-8"))["format"] for path in PUBLISHED.glob("*.json")}
+    kinds = {
+        path.stem: json.loads(path.read_text(encoding="utf-8"))["format"] for path in PUBLISHED.glob("*.json")
+    }
     return sorted(name for name, format_ in kinds.items() if format_ == kind)
 
 
@@ -119,13 +121,17 @@ def read_document(text: str, kind: str, origin: str) -> dict[str, Any]:
     return document
 
 
-def discretise(normal: Float[Tensor, "edge operation"], reduce: Float[Tensor, "edge operation"]) -> Genotype:
+def discretise(
+    normal: Float[Tensor, "edge operation"],
+    reduce: Float[Tensor, "edge operation"],
+    operations: Sequence[str] = CANDIDATES,
+) -> Genotype:
     """The genotype that strengths, for softmax its weights, stand for (section 2.4).
 
     An edge is as strong as its strongest operation other than none. A node keeps its two strongest edges,
     the stronger first, of equals the one from the earlier node, each with that operation.
     """
-    return Genotype(_discretise_cell(normal), _discretise_cell(reduce))
+    return Genotype(_discretise_cell(normal, operations), _discretise_cell(reduce, operations))
 
 
 def random_genotype(nodes: int, rng: torch.Generator | None = None) -> Genotype:
@@ -136,13 +142,19 @@ def random_genotype(nodes: int, rng: torch.Generator | None = None) -> Genotype:
     return Genotype(_random_plan(nodes, rng), _random_plan(nodes, rng))
 
 
-def encode(plan: Plan) -> Bool[Tensor, "edge operation"]:
-    """Where a cell's operations stand among CANDIDATES on all edges; `discretise` undoes it."""
+def encode(plan: Plan, operations: Sequence[str] = CANDIDATES) -> Bool[Tensor, "edge operation"]:
+    """Where a cell's operations stand among `operations` on all edges; `discretise` undoes it.
+
+    Raises UserError for a cell of any other operation.
+    """
     rows = []
     for node, edges in enumerate(plan.nodes, start=INPUTS):
-        mask = torch.zeros(node, len(CANDIDATES), dtype=torch.bool)
+        mask = torch.zeros(node, len(operations), dtype=torch.bool)
         for edge in edges:
-            mask[edge.source, CANDIDATES.index(edge.operation)] = True
+            if edge.operation not in operations:
+                known = ", ".join(operations)
+                raise UserError(f"genotype: {edge.operation!r} is not in this space, which has: {known}")
+            mask[edge.source, operations.index(edge.operation)] = True
         rows.append(mask)
     return torch.cat(rows)
 
@@ -158,20 +170,21 @@ def _random_plan(nodes: int, rng: torch.Generator | None) -> Plan:
     return Plan(tuple(drawn), tuple(range(INPUTS, INPUTS + nodes)))
 
 
-def _discretise_cell(strengths: Tensor) -> Plan:
+def _discretise_cell(strengths: Tensor, operations: Sequence[str]) -> Plan:
     rows: list[list[float]] = strengths.tolist()
     nodes, start, node = [], 0, INPUTS
     while start < len(rows):
-        nodes.append(_strongest(rows[start : start + node]))
+        nodes.append(_strongest(rows[start : start + node], operations))
         start, node = start + node, node + 1
     return Plan(tuple(nodes), tuple(range(INPUTS, node)))
 
 
-def _strongest(rows: Sequence[Sequence[float]]) -> tuple[Edge, ...]:
+def _strongest(rows: Sequence[Sequence[float]], operations: Sequence[str]) -> tuple[Edge, ...]:
     """The two strongest of a node's edges; row i comes from node i."""
-    best = [max(range(1, len(row)), key=row.__getitem__) for row in rows]
+    places = [place for place, name in enumerate(operations) if name != "none"]
+    best = [max(places, key=row.__getitem__) for row in rows]
     order = sorted(range(len(rows)), key=lambda source: -rows[source][best[source]])
-    return tuple(Edge(CANDIDATES[best[source]], source) for source in order[:KEPT])
+    return tuple(Edge(operations[best[source]], source) for source in order[:KEPT])
 
 
 def _written(plan: Plan) -> str:

@@ -65,7 +65,7 @@ def discretise(strengths: Float[Tensor, "edge operation"]) -> RecurrentGenotype:
     nodes, start = [], 0
     while start < len(rows):
         incoming = rows[start : start + len(nodes) + 1]
-        source = max(range(len(incoming)), key=lambda row: max(incoming[row][1:]))  # noqa: B023
+        source = max(range(len(incoming)), key=lambda row: max(incoming[row][1:]))
         best = max(range(1, len(ACTIVATIONS)), key=incoming[source].__getitem__)
         nodes.append(Edge(ACTIVATIONS[best], source))
         start += len(incoming)
@@ -107,7 +107,7 @@ def _typed(document: dict[str, Any]) -> RecurrentGenotype:
 
 
 def _check(genotype: RecurrentGenotype) -> None:
-    allowed = list(ACTIVATIONS[1:])
+    allowed: list[str] = list(ACTIVATIONS[1:])
     for node, (activation, source) in enumerate(genotype.nodes, start=1):
         if activation not in allowed:
             names = ", ".join(closest(activation, allowed))

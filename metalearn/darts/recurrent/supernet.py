@@ -1,0 +1,163 @@
+"""The continuous relaxation of the recurrent cell: nodes take every activation of all earlier ones."""
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from metalearn.darts.config import RecurrentSupernetOptions
+from metalearn.darts.recurrent.cell import FUNCTIONS, initial_state
+from metalearn.darts.recurrent.genotype import (
+    ACTIVATIONS,
+    RecurrentGenotype,
+    discretise,
+    encode,
+    random_genotype,
+)
+from metalearn.darts.recurrent.language_model import Masks, Words, masked, uniform
+from metalearn.darts.space import Choices, Mixture, SearchSpace
+from metalearn.network import Output
+from metalearn.registry import UserError
+from metalearn.task import TaskSpec
+from metalearn.tree import Tree
+
+KIND = "cell"
+Running = list[list[bool]] | None
+
+
+class RecurrentSupernet(SearchSpace):
+    """The language model that a recurrent cell is searched in.
+
+    `allowed` says which activations the space has on which edge; None: all.
+    """
+
+    def __init__(
+        self,
+        options: RecurrentSupernetOptions,
+        spec: TaskSpec,
+        allowed: dict[str, Bool[Tensor, "edge operation"]] | None = None,
+    ) -> None:
+        super().__init__()
+        self.options, self.spec = options, spec
+        targets = tuple(node for node in range(1, options.nodes + 1) for _ in range(node))
+        sources = tuple(source for node in range(1, options.nodes + 1) for source in range(node))
+        everything = torch.ones(len(sources), len(ACTIVATIONS), dtype=torch.bool)
+        mask = everything if allowed is None else allowed[KIND]
+        self.choices = {KIND: Choices(ACTIVATIONS, targets, sources, mask)}
+        self.words = Words(options, spec)
+        self.cell = MixedRecurrentCell(options.nodes, options.units, options.start)
+
+    def forward(
+        self, x: Int[Tensor, "batch time"], state: Tree | None = None, mixture: Mixture | None = None
+    ) -> Output:
+        """Logits [batch time symbol] under the weights "cell"; the state is `hidden` [batch units]."""
+        self._check_regularisation()
+        weights, running = self._shares(mixture)
+        embedded, hidden = self.words.embed(x), self.words.start(len(x), state)
+        masks, outputs = self.words.masks(len(x)), []
+        for word in embedded.unbind(0):
+            hidden = self.cell(word, hidden, masks, weights, running)
+            outputs.append(hidden)
+        return self.words.score(torch.stack(outputs))
+
+    def _shares(self, mixture: Mixture | None) -> tuple[Float[Tensor, "edge operation"], Running]:
+        """The mixture's weights, 0 where nothing runs, and what runs."""
+        if mixture is None:
+            shape = self.choices[KIND].shape
+            return self.words.weight.new_full(shape, 1 / shape[1]), None
+        weights = mixture.weights[KIND]
+        if mixture.running is None:
+            return weights, None
+        running = mixture.running[KIND]
+        return weights * weights.new_tensor(running), running
+
+    def _check_regularisation(self) -> None:
+        if self.training and (self.drop_path or self.skip_dropout):
+            raise UserError(
+                "network darts_recurrent_supernet: got drop path or dropout of skip connections; it has "
+                "neither, set method.regularisation.drop_path=0 and method.stages.skip_dropout=[]"
+            )
+
+    def discretise(self, strengths: Tree) -> RecurrentGenotype:
+        """The strongest edge of each node."""
+        return discretise(strengths[KIND])
+
+    def encode(self, genotype: RecurrentGenotype) -> dict[str, Bool[Tensor, "edge operation"]]:  # type: ignore[override]
+        """Where its activations stand among ACTIVATIONS."""
+        return {KIND: encode(genotype)}
+
+    def sample(self, rng: torch.Generator) -> RecurrentGenotype:
+        """A predecessor and an activation other than none for each node."""
+        return random_genotype(self.options.nodes, rng)
+
+    def restricted(
+        self, cells: int, allowed: dict[str, Bool[Tensor, "edge operation"]]
+    ) -> "RecurrentSupernet":
+        """The same with the allowed activations. Raises UserError for more cells than its one."""
+        if cells != 1:
+            raise UserError(
+                f"network darts_recurrent_supernet: got {cells} cells, it has one and no depth to stage; "
+                "set method.stages.cells=[]"
+            )
+        return RecurrentSupernet(self.options, self.spec, allowed)
+
+
+class MixedRecurrentCell(nn.Module):
+    """A cell whose nodes sum, over all earlier states and all activations, what `highway` would give.
+
+    The share of `none` is lost; one batch normalisation, which all nodes and the initial state go through,
+    sets their scale again (section 3.1.2 and the authors' code).
+    """
+
+    def __init__(self, nodes: int, units: int, start: float) -> None:
+        super().__init__()
+        self.first = nn.Parameter(uniform(start, 2 * units, 2 * units))
+        self.nodes = nn.ParameterList(uniform(start, units, 2 * units) for _ in range(nodes))
+        self.norm = nn.BatchNorm1d(units, affine=False)
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch units"],
+        hidden: Float[Tensor, "batch units"],
+        masks: Masks | None,
+        weights: Float[Tensor, "edge operation"],
+        running: Running,
+    ) -> Float[Tensor, "batch units"]:
+        """The next hidden state: the mean of all nodes but the initial state."""
+        states, edge = [self.norm(initial_state(x, hidden, self.first, masks))], 0
+        for weight in self.nodes:
+            rows = slice(edge, edge + len(states))
+            used = [
+                place for place in range(len(states)) if running is None or any(running[edge + place][1:])
+            ]
+            node = torch.zeros_like(hidden)
+            if used:
+                sources = torch.stack([states[place] for place in used])
+                product = masked(sources, masks and masks.hidden) @ weight
+                shares = weights[rows] if running is None else weights[rows][used]
+                node = mix(sources, product, shares, _wanted(running, rows))
+            edge += len(states)
+            states.append(self.norm(node))
+        return torch.stack(states[1:]).mean(dim=0)
+
+
+def mix(
+    sources: Float[Tensor, "edge batch units"],
+    product: Float[Tensor, "edge batch two*units"],
+    shares: Float[Tensor, "edge operation"],
+    wanted: list[bool],
+) -> Float[Tensor, "batch units"]:
+    """The sum over edges and wanted activations of share * (state + gate (activation - state))."""
+    gate, candidate = product.chunk(2, dim=-1)
+    gate, total = torch.sigmoid(gate), torch.zeros_like(sources[0])
+    for place, name in enumerate(ACTIVATIONS):
+        if name != "none" and wanted[place]:
+            moved = sources + gate * (FUNCTIONS[name](candidate) - sources)
+            total = total + (shares[:, place, None, None] * moved).sum(dim=0)
+    return total
+
+
+def _wanted(running: Running, rows: slice) -> list[bool]:
+    """Which activations run on any edge of a node."""
+    if running is None:
+        return [True] * len(ACTIVATIONS)
+    return [any(column) for column in zip(*running[rows], strict=True)]
