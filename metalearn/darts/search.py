@@ -1,7 +1,6 @@
 """The search of DARTS: alpha descends the validation loss, weights the training loss, in turn."""
 
 import copy
-import math
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +12,15 @@ from metalearn.darts.config import DartsOptions
 from metalearn.darts.problem import ArchitectureProblem
 from metalearn.darts.result import write_result
 from metalearn.darts.space import Mixture, SearchSpace, running_statistics_kept
+from metalearn.darts.weights import copied, descend, learning_rate, length_factor, means
 from metalearn.hypergradient.base import HyperGradient, Segment
-from metalearn.inner_optimizers import sgd
 from metalearn.method import Bilevel, Context, Situation
+from metalearn.network import Output
 from metalearn.problem import Inner
 from metalearn.registry import UserError
 from metalearn.rng import generator
 from metalearn.task import Batch, Metrics, Split
-from metalearn.tree import Tree, clip_norm, detach, gradient, require_grad, tree_map
+from metalearn.tree import Tree, detach, tree_map
 
 
 class Darts(Bilevel):
@@ -81,18 +81,16 @@ class Darts(Bilevel):
 
     def _step_weights(self, problem: ArchitectureProblem, batch: Batch) -> Tensor:
         """The real step: clipped, with the network's own penalty, and the one that moves the statistics."""
-        params = require_grad(self.inner.params)
-        output = problem.score(detach(self.alpha), params, batch)
-        loss = self.task.loss(output.logits, batch)
-        total = loss if output.penalty is None else loss + output.penalty
-        grads = gradient(total, params)
-        if self.options.clip is not None:
-            grads = clip_norm(grads, self.options.clip)
-        with torch.no_grad():
-            self.inner = sgd(
-                *self.inner, grads, problem.learning_rate, self.options.momentum, self.options.weight_decay
-            ).detach()
-        return loss.detach()
+        alpha = detach(self.alpha)
+        self.inner, loss = descend(
+            self.options,
+            self.task,
+            self.inner,
+            batch,
+            problem.learning_rate,
+            lambda params: problem.score(alpha, params, batch),
+        )
+        return loss
 
     def _carry(self, problem: ArchitectureProblem, segment: Segment) -> None:
         """Keep the states that the next batches start from: those of the last pass over each."""
@@ -113,37 +111,31 @@ class Darts(Bilevel):
             raise UserError("method darts: a search never reads the test split; set train.test=false")
         self.network.train(self.options.evaluation_statistics == "batch")
         with running_statistics_kept(self.network):
-            means = self._sweep()
+            found = self._sweep()
         self.network.train()
         skips = self.network.discretise(self._strengths()).skips()
         counts = {f"genotype/skips_{kind}": torch.tensor(float(count)) for kind, count in skips.items()}
-        return {f"valid/{quantity}": value for quantity, value in means.items()} | counts
+        return {f"valid/{quantity}": value for quantity, value in found.items()} | counts
 
     def _sweep(self) -> Metrics:
-        problem, sums, total, state = self._problem(0), {}, 0, {}
-        for batch in self.task.sweep(self._alpha_split):
+        problem = self._problem(0)
+
+        def score(batch: Batch, state: Tree) -> Output:
             problem.hidden[batch.key] = state
-            output = problem.score(self.alpha, self.inner.params, batch)
-            state = output.state
-            weight = batch.y.numel()
-            total += weight
-            for quantity, value in self.task.metrics(output.logits, batch).items():
-                sums[quantity] = sums.get(quantity, 0.0) + weight * value.double()
-        means = {quantity: (value / total).float() for quantity, value in sums.items()}
-        if self.task.spec.metric == "perplexity":
-            means["perplexity"] = means["loss"].exp()
-        return means
+            return problem.score(self.alpha, self.inner.params, batch)
+
+        return means(self.task, self.task.sweep(self._alpha_split), score)
 
     def state_dict(self) -> dict[str, Any]:
         """Weights, momenta, running statistics, alpha and alpha's optimizer, hidden states."""
         return {
-            "params": _copied(self.inner.params),
-            "slots": _copied(self.inner.slots),
-            "buffers": _copied(dict(self.network.named_buffers())),
-            "alpha": _copied(self.alpha),
+            "params": copied(self.inner.params),
+            "slots": copied(self.inner.slots),
+            "buffers": copied(dict(self.network.named_buffers())),
+            "alpha": copied(self.alpha),
             "alpha_optimizer": copy.deepcopy(self.alpha_optimizer.state_dict()),
-            "allowed": _copied(self.allowed),
-            "hidden": {split: _copied(state) for split, state in self.hidden.items()},
+            "allowed": copied(self.allowed),
+            "hidden": {split: copied(state) for split, state in self.hidden.items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -202,7 +194,7 @@ class Darts(Bilevel):
         rate = self._learning_rate(index)
         if self.recurrent:
             train, valid = self._train_batch(index), self._valid_batch(index)
-            rate *= self._length_factor(train)
+            rate *= length_factor(self.options, train)
             keys = {self._weight_split: train.key, self._alpha_split: valid.key}
             hidden = {keys[split]: state for split, state in self.hidden.items()}
         return ArchitectureProblem(self.task, self.network, self.machine, self.options, mix, rate, hidden)
@@ -211,18 +203,7 @@ class Darts(Bilevel):
         return Segment([self._train_batch(index)], {1: self._valid_batch(index)})
 
     def _learning_rate(self, index: int) -> float:
-        """The cosine at this step; it ends at the floor."""
-        start, end = self.options.learning_rate, self.options.final_learning_rate
-        if self.options.schedule == "none":
-            return start
-        period = self.task.batches(self._weight_split) if self.options.schedule_every == "epoch" else 1
-        progress = (index // period) / max(1, self.steps / period)
-        return end + (start - end) * (1 + math.cos(math.pi * progress)) / 2
-
-    def _length_factor(self, batch: Batch) -> float:
-        """The learning rate is in proportion to the length of a sequence, if it has a nominal one."""
-        nominal = self.options.nominal_time
-        return batch.x.shape[1] / nominal if nominal else 1.0
+        return learning_rate(self.options, self.task, index, self.steps)
 
     def _train_batch(self, index: int) -> Batch:
         return self.task.batch(self._weight_split, index)
@@ -232,10 +213,6 @@ class Darts(Bilevel):
         if self.options.valid_batches == "fresh":
             index *= self.task.batches(self._alpha_split)
         return self.task.batch(self._alpha_split, index)
-
-
-def _copied(tree: Tree) -> Tree:
-    return {key: leaf.detach().clone() for key, leaf in tree.items()}
 
 
 def _fused(context: Context) -> bool:
