@@ -76,7 +76,7 @@ class ArchitectureProblem(Problem):
         again = (self.passes,) if self.options.noise == "redrawn" else ()
         self.passes += 1
         with seeded(*batch.key, *again), self.machine.autocast():
-            arguments = (batch.x, self.hidden.get(batch.key))
+            arguments = (batch.x, self.hidden.get(batch.key) or None)
             output = functional_call(self.network, params, arguments, {"mixture": self.mix(meta)})
         if output.state:
             self.states[batch.key] = detach(output.state)

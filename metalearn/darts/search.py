@@ -1,6 +1,7 @@
 """The search of DARTS: alpha descends the validation loss, weights the training loss, in turn."""
 
 import copy
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from metalearn.darts.architecture import Architecture, Masks, entropy
 from metalearn.darts.config import DartsOptions
 from metalearn.darts.problem import ArchitectureProblem
 from metalearn.darts.result import write_result
-from metalearn.darts.space import Mixture, SearchSpace, running_statistics_kept
+from metalearn.darts.space import Mixture, SearchSpace, running_statistics_kept, set_evaluation
 from metalearn.darts.weights import copied, descend, learning_rate, length_factor, means
 from metalearn.hypergradient.base import HyperGradient, Segment
 from metalearn.method import Bilevel, Context, Situation
@@ -109,7 +110,7 @@ class Darts(Bilevel):
         """
         if split == "test":
             raise UserError("method darts: a search never reads the test split; set train.test=false")
-        self.network.train(self.options.evaluation_statistics == "batch")
+        set_evaluation(self.network, self.options.evaluation_statistics == "batch")
         with running_statistics_kept(self.network):
             found = self._sweep()
         self.network.train()
@@ -209,9 +210,16 @@ class Darts(Bilevel):
         return self.task.batch(self._weight_split, index)
 
     def _valid_batch(self, index: int) -> Batch:
-        """ "fresh": the first batch of a new shuffle at each step, so the half is not swept in order."""
+        """ "fresh": the first batch of a new shuffle at each step, so the half is not swept in order.
+
+        The stream of a text starts again with each pass over `weight_split`, as the hidden states do.
+        """
+        length = self.task.batches(self._alpha_split)
         if self.options.valid_batches == "fresh":
-            index *= self.task.batches(self._alpha_split)
+            index *= length
+        elif self.recurrent:
+            done, place = divmod(index, self.task.batches(self._weight_split))
+            index = done * length * math.ceil(self.task.batches(self._weight_split) / length) + place
         return self.task.batch(self._alpha_split, index)
 
 
@@ -241,6 +249,7 @@ def _inner_run(carry: Any) -> Inner:
 def _searchable(network: Any) -> SearchSpace:
     if not isinstance(network, SearchSpace):
         raise UserError(
-            f"method darts: {type(network).__name__} is no search space; choose network=darts_supernet"
+            f"method darts: {type(network).__name__} is no search space; choose network=darts_supernet "
+            "(images) or network=darts_recurrent_supernet (texts)"
         )
     return network

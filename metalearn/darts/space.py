@@ -76,6 +76,14 @@ def one_path(masks: dict[str, Bool[Tensor, "edge operation"]], like: Tensor) -> 
     return Mixture(weights, {kind: mask.tolist() for kind, mask in masks.items()})
 
 
+def set_evaluation(network: nn.Module, batch_statistics: bool) -> None:
+    """Evaluation mode; with `batch_statistics` batch normalisation still uses the batch at hand."""
+    network.eval()
+    for module in network.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.train(batch_statistics)
+
+
 @contextmanager
 def running_statistics_kept(network: nn.Module) -> Iterator[None]:
     """Run a block in which batch normalisation uses the batch and leaves its running statistics alone."""
