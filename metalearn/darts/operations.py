@@ -33,6 +33,21 @@ class Zero(nn.Module):
         return x[:, :, :: self.stride, :: self.stride] * 0
 
 
+class Noise(nn.Module):
+    """Standard normal numbers of the output's shape, whatever comes in (Zela et al. 2020, space S4).
+
+    Drawn from torch's global generator, in training and after it, as in the authors' code.
+    """
+
+    def __init__(self, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+
+    def forward(self, x: Float[Tensor, "batch channel height width"]) -> Tensor:
+        """Fresh noise at each call."""
+        return torch.randn_like(x[:, :, :: self.stride, :: self.stride])
+
+
 class FactorizedReduce(nn.Module):
     """Halves height and width, both even, and loses no pixel: two 1x1 convolutions, one a pixel off."""
 
@@ -107,6 +122,7 @@ OPERATIONS: dict[str, Callable[[int, int, bool], nn.Module]] = {  # channels, st
     "dil_conv_3x3": _dilated(3),
     "dil_conv_5x5": _dilated(5),
     "conv_7x1_1x7": _factorised_7x7,
+    "noise": lambda channels, stride, affine: Noise(stride),  # noqa: ARG005
 }
 
 

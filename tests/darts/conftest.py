@@ -52,7 +52,7 @@ def tiny_supernet() -> Callable[[torch.dtype], Supernet]:
     def build(dtype: torch.dtype) -> Supernet:
         spec = TinyImages(dtype).spec
         with seeded("tiny supernet"):
-            return Supernet(SupernetOptions("darts_supernet", 3, 2, 3, 2), spec).to(dtype)
+            return Supernet(SupernetOptions("darts_supernet", 3, 2, 3, 2, "darts", 1), spec).to(dtype)
 
     return build
 

@@ -8,9 +8,11 @@ import torch
 from metalearn.darts.cell import Cell, CellShape, drop_path
 from metalearn.darts.config import CellNetworkOptions, SupernetOptions
 from metalearn.darts.derived import CellNetwork
+from metalearn.darts.edge import MixedEdge
 from metalearn.darts.genotype import Edge, Plan
+from metalearn.darts.operations import CANDIDATES
 from metalearn.darts.space import Mixture
-from metalearn.darts.supernet import MixedEdge, Supernet
+from metalearn.darts.supernet import Supernet
 from metalearn.registry import UserError
 from metalearn.rng import generator, seeded
 from metalearn.task import TaskSpec
@@ -28,7 +30,7 @@ def softmax(alpha: Tree) -> Mixture:
 
 def test_supernet_parameters():
     """Section 7 of the sheet; alpha is not among them."""
-    network = Supernet(SupernetOptions("darts_supernet", 8, 16, 3, 4), CIFAR)
+    network = Supernet(SupernetOptions("darts_supernet", 8, 16, 3, 4, "darts", 1), CIFAR)
     assert count(network.stem.parameters()) == 1_392
     cells = [45_888, 46_144, 144_000, 137_856, 139_904, 484_608, 460_032, 468_224]
     assert [count(cell.parameters()) for cell in network.cells] == cells
@@ -41,7 +43,10 @@ def test_supernet_parameters():
 
 
 def test_deep_and_thin_supernet_parameters():
-    assert count(Supernet(SupernetOptions("darts_supernet", 20, 6, 3, 4), CIFAR).parameters()) == 897_640
+    assert (
+        count(Supernet(SupernetOptions("darts_supernet", 20, 6, 3, 4, "darts", 1), CIFAR).parameters())
+        == 897_640
+    )
 
 
 @pytest.mark.parametrize(
@@ -61,7 +66,7 @@ def test_derived_network_parameters(genotype, without, whole):
 
 
 def test_mixed_edge_is_the_weighted_sum_of_its_operations():
-    edge = MixedEdge(4, 1, [True] * 8)
+    edge = MixedEdge(4, 1, CANDIDATES)
     x = torch.randn(3, 4, 8, 8, generator=generator("x"))
     weights = torch.rand(8, generator=generator("weights"))
     outputs = [torch.zeros_like(x)] + [operation(x) for operation in edge.operations.values()]
@@ -139,7 +144,7 @@ def test_auxiliary_head_refuses_small_maps():
 
 @pytest.mark.parametrize("build", [Supernet, CellNetwork])
 def test_other_tasks_are_refused(build):
-    options = SMALL if build is CellNetwork else SupernetOptions("darts_supernet", 3, 4, 3, 4)
+    options = SMALL if build is CellNetwork else SupernetOptions("darts_supernet", 3, 4, 3, 4, "darts", 1)
     for spec, message in [
         (dataclasses.replace(DIGITS, input_shape=(64,)), "choose a classification task of images"),
         (dataclasses.replace(DIGITS, kind="language_model", input_shape=()), "is a language_model"),
