@@ -14,6 +14,7 @@ class ExampleOptions:
     batch: int = number(at_least=1)
     evaluation_batch: int = number(at_least=1)  # examples a batch of a sweep
     valid_size: int = number(at_least=0)  # training examples held out for validation; 0: train on all
+    drop_last: bool = required()  # an epoch leaves out its last batch if that is not full
 
 
 @dataclass
@@ -59,6 +60,11 @@ class TextOptions:
     time: int = number(at_least=1)  # symbols a row and batch: the length of truncated backpropagation
     evaluation_batch: int = number(at_least=1)  # rows in a sweep
     evaluation_time: int = number(at_least=1)  # symbols a row and batch of a sweep
+    test_batch: int | None = number(at_least=1)  # rows in a sweep of test; null: as `evaluation_batch`
+    half_probability: float = number(at_least=0, at_most=1)  # that a batch is meant to have half of `time`
+    time_deviation: float = number(at_least=0)  # symbols: of the normal noise on a batch's time
+    least_time: int = number(at_least=1)  # bounds of a time so drawn: this
+    extra_time: int = number(at_least=0)  # and so many symbols above `time`
 
 
 @register("task", "python_docs", "tasks.text:Text")
@@ -83,6 +89,12 @@ class PtbCharOptions(TextOptions):
 @dataclass
 class PtbWordOptions(TextOptions):
     """Penn Treebank by words, 10,000 of them (Mikolov 2012)"""
+
+
+@register("task", "wikitext2", "tasks.text:Text")
+@dataclass
+class Wikitext2Options(TextOptions):
+    """Wikipedia articles by words, 33,278 of them (Merity et al. 2016)"""
 
 
 @dataclass

@@ -1,7 +1,6 @@
 """Classification of labelled examples, which live on the device as one tensor."""
 
 import hashlib
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -9,13 +8,12 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
-from torch.nn import functional as F
 
-from metalearn.registry import UserError
 from metalearn.rng import Key, generator
-from metalearn.task import Batch, Metrics, Split, Task, TaskSpec
+from metalearn.task import Batch, Metrics, Split, TaskSpec
 from tasks import augment
 from tasks.config import ExampleOptions, ImageOptions
+from tasks.labelled import Labelled, error
 
 
 class Data(NamedTuple):
@@ -33,16 +31,11 @@ class Data(NamedTuple):
     comparable: bool = True
 
 
-class Examples(Task):
+class Examples(Labelled):
     """Labelled examples, images or vectors.
 
-    Splits follow the order of the files and never the run's seed: `test` is the official test set, `valid`
-    the last `valid_size` training examples, `train` the rest, whose first and second half are `search_train`
-    and `search_valid` (as the code of DARTS halves CIFAR-10). Embedded sets have no official test set: their
-    readers put the examples into a fixed shuffled order, the last of which are the test set.
-
-    An epoch of `batch` is a fresh permutation by (seed, split, epoch) in full batches, the remainder is left
-    out; augmentation is drawn by (seed, name, split, index). `sweep` takes every example once, in file order.
+    Embedded sets have no official test set: their readers put the examples into a fixed shuffled order, the
+    last of which are the test set. Augmentation is drawn by (seed, name, split, index); `sweep` has none.
     """
 
     def __init__(
@@ -51,13 +44,11 @@ class Examples(Task):
         from tasks.readers import read
 
         data = read(options.name, data_dir, download)
-        self.options, self.seed, self.device = options, seed, device
-        self.ranges = _ranges(options, data)
+        super().__init__(options, seed, len(data.x) - data.test, data.test, device)
         self.x, self.y, self.largest = data.x.to(device), data.y.to(device), data.largest
         shape = (1, -1) + (1,) * (data.x.dim() - 2)
         self.mean = torch.tensor(data.mean, device=device).view(shape)
         self.deviation = torch.tensor(data.deviation, device=device).view(shape)
-        self.order: dict[str, tuple[int, Tensor]] = {}  # the current epoch's, by split
         self.spec = TaskSpec(
             name=options.name,
             kind="classification",
@@ -71,21 +62,11 @@ class Examples(Task):
             digest=digest(data.x, data.y),
             comparable=data.comparable,
         )
-        self.batches("train")  # refuses a batch that is too large before anything runs
 
     def batch(self, split: Split, index: int) -> Batch:
-        size, (epoch, place) = self.options.batch, divmod(index, self.batches(split))
-        rows = self._epoch(split, epoch)[place * size : (place + 1) * size]
+        rows = self.rows(split, index)
         key = (self.seed, self.options.name, split, index)
         return Batch(self._augmented(self.x[rows], key), self.y[rows], key)
-
-    def _epoch(self, split: Split, epoch: int) -> Int64[Tensor, " example"]:
-        """Row numbers in the order of an epoch; a pure function, the last result is kept."""
-        if split not in self.order or self.order[split][0] != epoch:
-            rows = self.ranges[split]
-            order = torch.randperm(len(rows), generator=generator(self.seed, "order", split, epoch))
-            self.order[split] = epoch, (order + rows.start).to(self.device)
-        return self.order[split][1]
 
     def _augmented(self, x: Tensor, key: tuple[Key, ...]) -> Float[Tensor, "batch ..."]:
         """Crop and flip the raw image, so that padding is black, normalise, then cut out."""
@@ -105,57 +86,14 @@ class Examples(Task):
         plain = isinstance(self.options, ImageOptions) and not self.options.normalise
         return x if plain else (x - self.mean) / self.deviation
 
-    def batches(self, split: Split) -> int:
-        count = len(self._range(split)) // self.options.batch
-        if not count:
-            raise UserError(
-                f"task.batch: got {self.options.batch}, must be at most {len(self.ranges[split])}, "
-                f"the examples of {self.options.name}'s split {split}"
-            )
-        return count
-
     def sweep(self, split: Split) -> Iterator[Batch]:
-        rows, size = self._range(split), self.options.evaluation_batch
-        for index, start in enumerate(range(rows.start, rows.stop, size)):
-            chosen = slice(start, min(start + size, rows.stop))
-            yield Batch(
-                self._normalised(self.x[chosen]), self.y[chosen], (self.options.name, split, "sweep", index)
-            )
-
-    def _range(self, split: Split) -> range:
-        if not len(self.ranges[split]):
-            raise UserError(
-                f"task {self.options.name}: split {split} is empty, for task.valid_size is "
-                f"{self.options.valid_size}; raise it, or do not evaluate {split}"
-            )
-        return self.ranges[split]
-
-    def loss(self, output: Tensor, batch: Batch) -> Float[Tensor, ""]:
-        return F.cross_entropy(output, batch.y)
+        for index, rows in enumerate(self.slices(split)):
+            key = (self.options.name, split, "sweep", index)
+            yield Batch(self._normalised(self.x[rows]), self.y[rows], key)
 
     def metrics(self, output: Tensor, batch: Batch) -> Metrics:
         output = output.detach()
-        wrong = (output.argmax(-1) != batch.y).float().mean()
-        return {"loss": F.cross_entropy(output, batch.y), "error": 100 * wrong}
-
-
-def _ranges(options: ExampleOptions, data: Data) -> dict[str, range]:
-    """Row numbers by split. Raises UserError if `valid_size` leaves too little."""
-    total, first_test = len(data.x), len(data.x) - data.test
-    train = first_test - options.valid_size
-    if train < 2:
-        raise UserError(
-            f"task.valid_size: got {options.valid_size}, must be at most {first_test - 2}, for "
-            f"{options.name} has {first_test} training examples"
-        )
-    half = math.ceil(train / 2)
-    return {
-        "train": range(train),
-        "search_train": range(half),
-        "search_valid": range(half, train),
-        "valid": range(train, first_test),
-        "test": range(first_test, total),
-    }
+        return {"loss": self.loss(output, batch), "error": error(output, batch.y)}
 
 
 def digest(*tensors: Tensor) -> str:

@@ -39,6 +39,21 @@ def test_an_epoch_is_a_permutation_without_the_remainder(make, split):
     assert not torch.equal(epoch, following)
 
 
+@pytest.mark.parametrize("split", ["train", "search_train", "test"])
+def test_an_epoch_can_keep_its_last_short_batch(make, split):
+    """As the code of DARTS: 391 batches of 64 and less in 25,000 images."""
+    task, full = make("two_moons", "batch=70", "drop_last=false"), make("two_moons", "batch=70")
+    count, size = task.batches(split), task.spec.sizes[split]
+    sizes = [len(task.batch(split, index).y) for index in range(2 * count)]
+    assert sizes == 2 * ([70] * (size // 70) + [size % 70])
+    epoch = torch.cat([task.batch(split, index).x for index in range(count)])
+    points = {tuple(point) for batch in task.sweep(split) for point in batch.x.tolist()}
+    assert {tuple(point) for point in epoch.tolist()} == points
+    assert full.batches(split) == count - 1
+    assert torch.equal(full.batch(split, 0).x, task.batch(split, 0).x)
+    assert torch.equal(full.batch(split, count - 1).x, task.batch(split, count).x)
+
+
 def test_digits_test_set_is_balanced(make):
     task = make("digits")
     test = torch.cat([batch.y for batch in task.sweep("test")])
