@@ -98,7 +98,7 @@ class MonitorOptions:
     """What tells a collapse; measured every so many steps."""
 
     every: int = number(at_least=0)  # steps; 0: never
-    eigenvalue: str = choice("none", "lanczos", "power")  # dominant one of alpha's Hessian on `search_valid`
+    eigenvalue: str = choice("none", "lanczos", "power")  # the largest; largest magnitude
     iterations: int = number(at_least=1)  # Hessian-vector products
     batches: int = number(at_least=1)  # of alpha's data, for the eigenvalue and the gap
 
@@ -129,7 +129,8 @@ class SelectionOptions:
     """How a genotype is read from a search."""
 
     kind: str = choice("strength", "perturbation")
-    steps: int = number(at_least=0)  # perturbation: steps of the weights after each decision
+    steps: int = number(at_least=0)  # perturbation: steps of the weights from one decision to the next
+    learning_rate: float = number(above=0)  # perturbation: of these steps
     batches: int = number(at_least=1)  # perturbation: batches of alpha's data that judge a removal
     skips: int | None = number(at_least=0)  # most skip connections of a normal cell (P-DARTS); null: any
 
@@ -138,8 +139,8 @@ class SelectionOptions:
 class StagesOptions:
     """A search in stages (P-DARTS): deeper networks with fewer operations; empty lists: one stage."""
 
-    cells: list[int] = number(at_least=3)  # of each stage's network
-    operations: list[int] = number(at_least=2)  # kept on an edge after each stage but the last
+    cells: list[int] = number(at_least=3)  # of each later stage's network; the first is the configured one
+    operations: list[int] = number(at_least=2)  # that an edge has left in each later stage
     skip_dropout: list[float] = number(at_least=0, below=1)  # of each stage, at its start; falls to 0
 
 
