@@ -1,6 +1,7 @@
 """The continuous relaxation of the cell space: edges hold every operation, mixed by weights."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Bool, Float
@@ -9,9 +10,10 @@ from torch import Tensor, nn
 from metalearn.darts.cell import CellInputs, CellShape, cell_shapes, image_shape, stem, stride_from
 from metalearn.darts.config import SupernetOptions
 from metalearn.darts.edge import MixedEdge, PartialEdge
+from metalearn.darts.fused.cell import fusable, fused_cell
 from metalearn.darts.genotype import INPUTS, Genotype, discretise, encode
 from metalearn.darts.space import Choices, Mixture, SearchSpace
-from metalearn.darts.spaces import choices, sample
+from metalearn.darts.spaces import built, choices, sample
 from metalearn.network import Output
 from metalearn.registry import UserError
 from metalearn.task import TaskSpec
@@ -29,14 +31,9 @@ class MixedCell(nn.Module):
         super().__init__()
         self.reduction, self.nodes = shape.reduction, nodes
         self.inputs = CellInputs(shape, affine=False)
-        self.edges = nn.ModuleList()
-        for source, row in zip(choice.sources, choice.allowed.tolist(), strict=True):
-            names = [name if used else None for name, used in zip(choice.operations, row, strict=True)]
-            stride = stride_from(source, shape.reduction)
-            if partial == 1:
-                self.edges.append(MixedEdge(shape.channels, stride, names))
-            else:
-                self.edges.append(PartialEdge(shape.channels, stride, names, partial))
+        self.edges = nn.ModuleList(
+            _edge(shape, source, built(choice, edge), partial) for edge, source in enumerate(choice.sources)
+        )
 
     def forward(
         self,
@@ -49,16 +46,27 @@ class MixedCell(nn.Module):
     ) -> Tensor:
         """The concatenated intermediate nodes; a node that nothing leads to is zeros."""
         nodes, index = self.inputs(older, newer), 0
-        empty = torch.zeros_like(nodes[0][:, :, :: 1 + self.reduction, :: 1 + self.reduction])
         for _ in range(self.nodes):
             incoming = []
             for node in nodes:
                 edge, active = self.edges[index], running[index] if running is not None else None
-                if edge.runs(active):
+                if edge.runs(active):  # type: ignore[operator]
                     incoming.append(edge(node, weights[index], active, drop, skip_dropout))
                 index += 1
-            nodes.append(torch.stack(incoming).sum(dim=0) if incoming else empty)
+            nodes.append(torch.stack(incoming).sum(dim=0) if incoming else self._nothing(nodes[0]))
         return torch.cat(nodes[INPUTS:], dim=1)
+
+    def _nothing(self, node: Tensor) -> Tensor:
+        """Zeros of an intermediate node's shape."""
+        stride = stride_from(0, self.reduction)
+        return torch.zeros_like(node[:, :, ::stride, ::stride])
+
+
+def _edge(shape: CellShape, source: int, names: Sequence[str | None], partial: int) -> nn.Module:
+    stride = stride_from(source, shape.reduction)
+    if partial == 1:
+        return MixedEdge(shape.channels, stride, names)
+    return PartialEdge(shape.channels, stride, names, partial)
 
 
 class Supernet(SearchSpace):
@@ -99,8 +107,12 @@ class Supernet(SearchSpace):
         drop, skip_dropout = (self.drop_path, self.skip_dropout) if self.training else (0.0, 0.0)
         older = newer = self.stem(x.contiguous(memory_format=torch.channels_last))
         for cell in self.cells:
-            kind = _kind(cell.reduction)
-            mixed = cell(older, newer, mixture.weights[kind], running[kind], drop, skip_dropout)
+            kind = _kind(cell.reduction)  # type: ignore[arg-type]
+            weights, active = mixture.weights[kind], running[kind]
+            if self.fused and not drop and not skip_dropout and fusable(cell, newer, active):
+                mixed = fused_cell(cell, older, newer, weights)
+            else:
+                mixed = cell(older, newer, weights, active, drop, skip_dropout)
             older, newer = newer, mixed
         return Output(self.classifier(newer.mean(dim=(2, 3))))
 

@@ -1,0 +1,1 @@
+"""Mixed cells computed many edges at a time, from the parameters of the plain ones."""
