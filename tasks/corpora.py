@@ -1,7 +1,9 @@
 """From files, or from what is installed, to texts cut into symbols."""
 
+import io
 import platform
 import unicodedata
+import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +15,8 @@ PRINTABLE = ["\n", *(chr(code) for code in range(32, 127))]  # 96 symbols, whate
 TYPOGRAPHIC = {
     "‘": "'", "’": "'", "“": '"', "”": '"', "–": "-", "—": "--", "…": "...", "\u00a0": " ", "\t": "    ",
 }  # fmt: skip
+
+WIKITEXT2_COUNTS = {"words": 33_278, "train": 2_088_628, "valid": 217_646, "test": 245_569}
 
 
 class Corpus(NamedTuple):
@@ -123,9 +127,48 @@ def _ptb(parts: dict[str, Sequence[str]], words: bool) -> Corpus:
     )
 
 
+def _wikitext2(data_dir: Path, download: bool) -> Corpus:
+    """Words, `<eos>` ends a line, also an empty one; the alphabet is in the order of first appearance."""
+    parts = {
+        split: [word for line in _lines(content) for word in (*line.split(), "<eos>")]
+        for split, content in _wikitext2_contents(data_dir, download).items()
+    }
+    alphabet = list(dict.fromkeys(parts["train"]))
+    found = {"words": len(alphabet)} | {split: len(part) for split, part in parts.items()}
+    if found != WIKITEXT2_COUNTS:
+        raise UserError(
+            f"wikitext2: got {found}, must be {WIKITEXT2_COUNTS} with an <eos> for each line: these are not "
+            "the tokens of Merity et al. 2016; delete the files and put good copies there"
+        )
+    return Corpus(
+        parts=dict(parts),
+        alphabet=alphabet,
+        words=True,
+        source="Merity et al. 2016, Pointer Sentinel Mixture Models: WikiText-2",
+        licence="Creative Commons Attribution-ShareAlike",
+        provenance="original tokens, verified by digest and by their counts",
+    )
+
+
+def _lines(content: bytes) -> list[str]:
+    """Cut at newlines alone: the text has other characters that `str.splitlines` would cut at."""
+    return content.decode("utf-8").removesuffix("\n").split("\n")
+
+
+def _wikitext2_contents(data_dir: Path, download: bool) -> dict[str, bytes]:
+    """The three files, or what the archive has in their place."""
+    packed = not files.missing([sources.WIKITEXT2_ARCHIVE], data_dir)
+    if not packed and not files.missing(list(sources.WIKITEXT2.values()), data_dir):
+        return {split: files.read(file, data_dir, download) for split, file in sources.WIKITEXT2.items()}
+    content = files.read(sources.WIKITEXT2_ARCHIVE, data_dir, download)
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        return {split: archive.read(file.places[0]) for split, file in sources.WIKITEXT2.items()}
+
+
 _READERS: dict[str, Callable[[Path, bool], Corpus]] = {
     "python_docs": _python_docs,
     "tiny_shakespeare": _tiny_shakespeare,
     "ptb_char": _ptb_char,
     "ptb_word": _ptb_word,
+    "wikitext2": _wikitext2,
 }

@@ -16,6 +16,7 @@ from metalearn.registry import UserError
 
 TIMEOUT = 10  # seconds that a download may stay silent
 LARGEST = 1 << 28  # bytes that a packed file may unpack to
+AGENT = {"User-Agent": "metalearn"}  # some hosts refuse the name that urllib gives itself
 
 
 class DataFile(NamedTuple):
@@ -95,7 +96,8 @@ def _download(file: DataFile, data_dir: Path, allowed: bool) -> bytes:
         reason = "download=false forbids to fetch it" if file.url else "it has no source to download from"
         raise UserError(f"no file {looked}, and {reason}; {remedy}")
     try:
-        with urllib.request.urlopen(file.url, timeout=TIMEOUT) as answer:
+        request = urllib.request.Request(file.url, headers=AGENT)
+        with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
             raw = answer.read()
     except (OSError, http.client.HTTPException) as error:
         raise UserError(f"no file {looked}, and {file.url} did not answer ({error}); {remedy}") from None

@@ -73,6 +73,23 @@ TINY_SHAKESPEARE = DataFile(
     f"{_SHAKESPEARE}input.txt",
 )
 
+# files: the digests that mxnet's gluon and gluonnlp keep (seen to hold for valid and test); archive: torchtext's;
+# the author's own copy is fetched, for the place of Merity et al. 2016 has gone
+WIKITEXT2 = {
+    split: DataFile(f"sha1:{sha1}", (f"wikitext-2/wiki.{split}.tokens",))
+    for split, sha1 in [
+        ("train", "863f29c46ef9d167fff4940ec821195882fe29d1"),
+        ("valid", "0418625c8b4da6e4b5c7a0b9e78d4ae8f7ee5422"),
+        ("test", "c7b8ce0aa086fb34dab808c5c49224211eb2b172"),
+    ]
+}
+WIKITEXT2_ARCHIVE = DataFile(
+    "md5:542ccefacc6c27f945fb54453812b3cd",
+    ("wikitext-2/wikitext-2-v1.zip", "wikitext-2-v1.zip"),
+    "https://wikitext.smerity.com/wikitext-2-v1.zip",
+    instead=" (or the three files wikitext-2/wiki.train.tokens, wiki.valid.tokens and wiki.test.tokens)",
+)
+
 # the two small background sets of the authors, which share the Greek and the Latin alphabet
 OMNIGLOT = [
     DataFile(f"sha256:{sha256}", (f"omniglot/{name}", name), f"{_OMNIGLOT}{name}")

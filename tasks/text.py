@@ -11,7 +11,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from metalearn.registry import UserError
+from metalearn.rng import generator
 from metalearn.task import Batch, Metrics, Split, Task, TaskSpec
+from tasks import windows
 from tasks.config import TextOptions
 from tasks.examples import digest
 
@@ -20,12 +22,13 @@ class Text(Task):
     """Symbols of a text; every symbol but the first is a target.
 
     Splits are contiguous: as the corpus gives them, or 90 % train, 5 % valid and 5 % test in this order;
-    `search_train` and `search_valid` are the first and the second half of `train`. No run's seed enters.
+    `search_train` and `search_valid` are the first and the second half of `train`.
 
     `batch` lays the split out in `batch` rows and reads them from left to right, `time` symbols at a time:
     consecutive indices continue each other, after `batches(split)` all rows start again. What does not fill
-    a batch is left out. `sweep` reads the whole split in `evaluation_batch` rows with a shorter last batch;
-    the fewer than `evaluation_batch` symbols that do not fill a row are left out, none with one row.
+    a batch is left out. With jitter (see `windows`) times differ, each pass draws its own by the run's seed,
+    and leaves nothing out. `sweep` reads the whole split in `evaluation_batch` rows (test: `test_batch`)
+    with a shorter last batch; the fewer symbols than rows that do not fill a row are left out, none with one.
     """
 
     def __init__(
@@ -34,10 +37,15 @@ class Text(Task):
         from tasks.corpora import read
 
         corpus = read(options.name, data_dir, download)
+        windows.check(options)
         self.options, self.seed, self.words = options, seed, corpus.words
+        self.jittered = windows.is_jittered(options)
+        self.mean_time = windows.mean_time(options) if self.jittered else options.time
+        self.spans: dict[Split, tuple[int, list[windows.Span]]] = {}  # by split: a pass, its windows
         self.alphabet = corpus.alphabet
         self.places = {symbol: place for place, symbol in enumerate(corpus.alphabet)}
-        parts = {split: self.encode(part).to(torch.int16) for split, part in corpus.parts.items()}
+        kind = torch.int16 if len(corpus.alphabet) <= torch.iinfo(torch.int16).max else torch.int32
+        parts = {split: self.encode(part).to(kind) for split, part in corpus.parts.items()}
         half = math.ceil(len(parts["train"]) / 2)
         parts |= {"search_train": parts["train"][:half], "search_valid": parts["train"][half:]}
         self.symbols = {split: part.to(device) for split, part in parts.items()}
@@ -86,8 +94,8 @@ class Text(Task):
         return (" " if self.words else "").join(self.alphabet[place] for place in symbols.tolist())
 
     def batches(self, split: Split) -> int:
-        rows, time = self.options.batch, self.options.time
-        count = (len(self.symbols[split]) - 1) // rows // time
+        rows, time, columns = self.options.batch, self.options.time, self._columns(split)
+        count = round(columns / self.mean_time) if self.jittered else columns // time
         if not count:
             raise UserError(
                 f"task.batch x task.time: got {rows} x {time}, must be below {len(self.symbols[split])}, "
@@ -96,12 +104,29 @@ class Text(Task):
         return count
 
     def batch(self, split: Split, index: int) -> Batch:
-        place = index % self.batches(split)
+        turn, place = divmod(index, self.batches(split))
         key = (self.seed, self.options.name, split, index)
-        return self._window(split, self.options.batch, place * self.options.time, self.options.time, key)
+        start, time = place * self.options.time, self.options.time
+        if self.jittered:
+            start, time = self._spans(split, turn)[place]
+        return self._window(split, self.options.batch, start, time, key)
+
+    def _columns(self, split: Split) -> int:
+        return (len(self.symbols[split]) - 1) // self.options.batch
+
+    def _spans(self, split: Split, turn: int) -> list[windows.Span]:
+        """The windows of pass number `turn`, kept until another is asked for: a function of the key."""
+        known = self.spans.get(split)
+        if known is None or known[0] != turn:
+            rng = generator(self.seed, self.options.name, split, "times", turn)
+            drawn = windows.spans(self.options, self._columns(split), self.batches(split), rng)
+            known = self.spans[split] = turn, drawn
+        return known[1]
 
     def sweep(self, split: Split) -> Iterator[Batch]:
         rows, time = self.options.evaluation_batch, self.options.evaluation_time
+        if split == "test":
+            rows = self.options.test_batch or rows
         length = (len(self.symbols[split]) - 1) // rows
         for index, start in enumerate(range(0, length, time)):
             key = (self.options.name, split, "sweep", index)

@@ -9,6 +9,7 @@ import metalearn.options  # noqa: F401
 import tasks  # noqa: F401
 from metalearn import registry
 from metalearn.compose import compose
+from tasks.catalogue import availability
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -42,6 +43,8 @@ def make_fresh(request, options):
     def build(name, *overrides, seed=0, data_dir=None):
         if data_dir is None:
             data_dir = Path("none") if name in embedded else request.getfixturevalue("data_dir")
+            if availability(name, data_dir).startswith("missing"):
+                pytest.skip(f"no {name} in {data_dir}")
         return registry.build(
             "task",
             options(name, *overrides),

@@ -1,13 +1,16 @@
 """Texts: alphabets, counts, continuation and coverage."""
 
+import io
 import math
 import re
+import zipfile
 
 import pytest
 import torch
 
 from metalearn.registry import UserError
-from tasks import corpora
+from metalearn.rng import generator
+from tasks import corpora, files, sources, windows
 
 TEXTS = ["python_docs", "tiny_shakespeare", "ptb_char", "ptb_word"]
 SPLITS = ("train", "valid", "test", "search_train", "search_valid")
@@ -136,3 +139,175 @@ def test_python_docs_splits_share_no_paragraph(make):
     whole = task.decode(torch.cat([task.symbols[split] for split in SPLITS[:3]]))
     paragraphs = [" ".join(part.split()) for part in re.split("\n\n+", whole)]
     assert len(paragraphs) == len(set(paragraphs)) > 1000
+
+
+JITTER = ("half_probability=0.05", "time_deviation=5")  # Liu et al. 2019, rnn/train.py
+HALVES = ("half_probability=0.05", "time_deviation=0")  # rnn/train_search.py
+
+
+def lengths(task, split="train", turn=0):
+    count = task.batches(split)
+    return [task.batch(split, turn * count + index).x.shape[1] for index in range(count)]
+
+
+@pytest.mark.parametrize("jitter", [JITTER, HALVES])
+@pytest.mark.parametrize("split", SPLITS)
+def test_a_jittered_pass_reads_every_symbol_once_in_order(make, split, jitter):
+    task = make("python_docs", "batch=5", "time=35", *jitter)
+    columns, last = (task.spec.sizes[split] - 1) // 5, task.batches(split)
+    for turn in (0, 3):
+        batches = [task.batch(split, turn * last + index) for index in range(last)]
+        rows, targets = (torch.cat([batch[part] for batch in batches], 1) for part in (0, 1))
+        text = task.symbols[split][: 5 * columns + 1].long()
+        assert torch.equal(rows.flatten(), text[:-1])
+        assert torch.equal(targets.flatten(), text[1:])
+        assert all(5 <= batch.x.shape[1] <= 55 for batch in batches)
+    assert lengths(task, split, 0) != lengths(task, split, 1)
+
+
+DRAWN = [  # probability of a half, deviation; mean and deviation of what is drawn, rounded down
+    (0.0, 5.0, 34.5, 5.0),
+    (1.0, 5.0, 17.0, 4.9),  # 17.5, a little clipped at 5
+    (0.05, 0.0, 0.95 * 35 + 0.05 * 17, 18 * (0.05 * 0.95) ** 0.5),
+]
+
+
+@pytest.mark.parametrize(("half", "deviation", "mean", "spread"), DRAWN)
+def test_lengths_are_drawn_as_in_the_authors_scripts(make, half, deviation, mean, spread):
+    lines = ("batch=2", "time=35", f"half_probability={half}", f"time_deviation={deviation}")
+    options = make("python_docs", *lines).options
+    drawn = windows.draw(options, 100_000, generator("times")).double()
+    assert windows.mean_time(options) == pytest.approx(drawn.mean().item(), abs=0.06)
+    assert drawn.mean().item() == pytest.approx(mean, abs=0.15)
+    assert drawn.std().item() == pytest.approx(spread, abs=0.1)
+    assert 5 <= drawn.min() <= drawn.max() <= 55
+
+
+def test_a_pass_hardly_changes_what_was_drawn(make):
+    task = make("python_docs", "batch=2", "time=35", *HALVES)
+    found = [length for turn in range(4) for length in lengths(task, "train", turn)]
+    assert {35, 17} < set(found) <= {34, 35, 36, 16, 17, 18}
+    assert found.count(35) > 0.6 * len(found)
+    assert 0.03 < sum(length < 20 for length in found) / len(found) < 0.07
+
+
+def test_jittered_batches_are_a_function_of_seed_split_and_index(make_fresh):
+    """Another object, asked in another order, for other splits in between."""
+    lines = ("batch=5", "time=35", *JITTER)
+    one, two, other = (make_fresh("python_docs", *lines, seed=seed) for seed in (0, 0, 1))
+    last = one.batches("train")
+    for index in (2 * last + 1, 0, last - 1, last, 5):
+        expected, found = one.batch("train", index), two.batch("train", index)
+        two.batch("valid", index)
+        assert torch.equal(expected.x, found.x)
+        assert expected.key == found.key
+    assert lengths(one) == lengths(two) != lengths(other)
+    assert (
+        one.batches("train") == other.batches("train") == round(one.spec.sizes["train"] // 5 / one.mean_time)
+    )
+
+
+@pytest.mark.parametrize(
+    ("columns", "count"), [(1, 1), (3, 1), (200, 1), (11, 2), (23, 4), (350, 10), (100, 3)]
+)
+def test_windows_fit_texts_of_any_size(make, columns, count):
+    options = make("python_docs", "batch=5", "time=35", *JITTER).options
+    for seed in range(20):
+        spans = windows.spans(options, columns, count, generator(seed))
+        assert len(spans) == count
+        assert sum(time for _, time in spans) == columns
+        assert all(time > 0 for _, time in spans)
+
+
+def test_jitter_needs_room_below_the_time(make):
+    with pytest.raises(UserError, match=r"least_time: got 5, must be at most task\.time=4"):
+        make("python_docs", "time=4", *JITTER)
+
+
+def test_the_test_text_is_read_in_rows_of_its_own(make):
+    """One row for test, ten for validation: rnn/train.py."""
+    task = make("python_docs", "evaluation_batch=10", "test_batch=1", "evaluation_time=1000")
+    assert {len(batch.y) for batch in task.sweep("valid")} == {10}
+    targets = torch.cat([batch.y for batch in task.sweep("test")], 1)[0]
+    assert torch.equal(targets, task.symbols["test"][1:].long())
+
+
+ARTICLES = {  # a paragraph separator that `str.splitlines` would cut at, empty lines, first appearances
+    "train": " \n = Zeta = \n \n alpha beta\u2028 , Zeta \n <unk> @-@ \u00e9\n",
+    "valid": " \n alpha \u00e9 \n",
+    "test": " = beta\u2028 = \n \n",
+}
+WORDS = ["<eos>", "=", "Zeta", "alpha", "beta", ",", "<unk>", "@-@", "\u00e9"]
+
+
+@pytest.fixture
+def wikitext(tmp_path, monkeypatch):
+    """wikitext(kind): a small corpus in that layout under a data_dir, known to `sources` by its digests."""
+    contents = {split: text.encode() for split, text in ARTICLES.items()}
+    counts = {"words": 9, "train": 15, "valid": 4, "test": 5}
+    monkeypatch.setenv("METALEARN_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(corpora, "WIKITEXT2_COUNTS", counts)
+    for split, content in contents.items():
+        known = sources.WIKITEXT2[split]
+        digest = files.digest_of(content, known.digest)
+        monkeypatch.setitem(sources.WIKITEXT2, split, known._replace(digest=digest))
+    sink = io.BytesIO()
+    with zipfile.ZipFile(sink, "w", zipfile.ZIP_DEFLATED) as archive:
+        for split, content in contents.items():
+            archive.writestr(f"wikitext-2/wiki.{split}.tokens", content)
+    origin = tmp_path / "origin.zip"
+    origin.write_bytes(sink.getvalue())
+    digest = files.digest_of(sink.getvalue(), sources.WIKITEXT2_ARCHIVE.digest)
+    packed = sources.WIKITEXT2_ARCHIVE._replace(digest=digest, url=origin.as_uri())
+    monkeypatch.setattr(sources, "WIKITEXT2_ARCHIVE", packed)
+
+    def lay(kind):
+        folder = tmp_path / kind / "wikitext-2"
+        folder.mkdir(parents=True)
+        for split, content in contents.items() if kind == "files" else ():
+            (folder / f"wiki.{split}.tokens").write_bytes(content)
+        if kind == "archive":
+            (folder / "wikitext-2-v1.zip").write_bytes(sink.getvalue())
+        return folder.parent
+
+    return lay
+
+
+@pytest.mark.parametrize("kind", ["files", "archive", "nothing"])
+def test_wikitext2_reads_files_archive_and_download_alike(wikitext, kind):
+    corpus = corpora.read("wikitext2", wikitext(kind), download=kind == "nothing")
+    assert corpus.alphabet == WORDS
+    train = "<eos> = Zeta = <eos> <eos> alpha beta\u2028 , Zeta <eos> <unk> @-@ \u00e9 <eos>"
+    assert corpus.parts["train"] == train.replace("\u2028", "").split(" ")
+
+
+def test_wikitext2_with_other_counts_is_refused(wikitext, monkeypatch):
+    monkeypatch.setitem(corpora.WIKITEXT2_COUNTS, "valid", 5)
+    with pytest.raises(UserError, match=r"wikitext2: got .*'valid': 4, .* must be .*'valid': 5"):
+        corpora.read("wikitext2", wikitext("files"), download=False)
+
+
+def test_wikitext2_that_is_missing_or_altered_is_refused(wikitext, tmp_path):
+    with pytest.raises(UserError, match=r"wikitext-2-v1\.zip.*or the three files wikitext-2/wiki\.train"):
+        corpora.read("wikitext2", tmp_path / "none", download=False)
+    folder = wikitext("files")
+    (folder / "wikitext-2" / "wiki.test.tokens").write_text("another")
+    with pytest.raises(UserError, match=r"wiki\.test\.tokens: truncated or altered: expected sha1:"):
+        corpora.read("wikitext2", folder, download=False)
+
+
+def test_more_than_32767_words_are_kept_apart(make, make_fresh, monkeypatch):
+    words = [f"w{place}" for place in range(40_000)]
+    parts = {"train": words, "valid": words[::-1], "test": words[:2000]}
+    corpus = corpora.Corpus(parts, words, True, "here", "none", "none")
+    monkeypatch.setattr(corpora, "read", lambda *_: corpus)
+    task = make_fresh("python_docs", "batch=2")
+    assert task.decode(task.symbols["valid"][:3]) == "w39999 w39998 w39997"
+    assert task.batch("train", 398).x.max() > 35_000
+
+
+@pytest.mark.slow
+def test_published_counts_of_wikitext2(make):
+    spec = make("wikitext2").spec
+    sizes = {split: spec.sizes[split] for split in SPLITS[:3]}
+    assert {"words": spec.outputs, **sizes} == corpora.WIKITEXT2_COUNTS
