@@ -1,7 +1,9 @@
 """The search of DARTS: alpha descends the validation loss, weights the training loss, in turn."""
 
 import copy
+import dataclasses
 import math
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +12,22 @@ from torch import Tensor
 
 from metalearn.darts.architecture import Architecture, Masks, entropy
 from metalearn.darts.config import DartsOptions
-from metalearn.darts.problem import ArchitectureProblem
+from metalearn.darts.monitor import Moment, Monitor, Place
+from metalearn.darts.problem import ArchitectureProblem, Mix
+from metalearn.darts.refusal import check_together, inner_run, required, searchable
 from metalearn.darts.result import write_result
+from metalearn.darts.selection import Timetable, decide, limited, running
 from metalearn.darts.space import Mixture, SearchSpace, running_statistics_kept, set_evaluation
+from metalearn.darts.stages import Schedule, pruned
+from metalearn.darts.stopping import check
 from metalearn.darts.weights import copied, descend, learning_rate, length_factor, means
-from metalearn.hypergradient.base import HyperGradient, Segment
+from metalearn.hypergradient.base import Segment
+from metalearn.inner_optimizers import sgd_slots
 from metalearn.method import Bilevel, Context, Situation
 from metalearn.network import Output
 from metalearn.problem import Inner
 from metalearn.registry import UserError
-from metalearn.rng import generator
+from metalearn.rng import generator, seeded
 from metalearn.task import Batch, Metrics, Split
 from metalearn.tree import Tree, detach, tree_map
 
@@ -33,32 +41,45 @@ class Darts(Bilevel):
     """
 
     def __init__(self, options: DartsOptions, context: Context) -> None:
-        self.hypergradient = _required(context.hypergradient)
-        if context.machine.options.compile:
-            raise UserError(
-                "machine.compile: got true, the search has no compiled form; set machine.compile=false"
-            )
+        self.hypergradient = required(context.hypergradient)
         self.options, self.task, self.machine = options, context.task, context.machine
-        self.seed, self.steps = context.seed, context.steps
+        self.seed, self.first_network = context.seed, context.network
         self.recurrent = context.task.spec.kind == "language_model"
-        self.network = _searchable(context.network())
-        self.network.fused = _fused(context)
-        self.architecture = Architecture(self.network.choices, options)
-        self.allowed: Masks = {kind: choice.allowed for kind, choice in self.network.choices.items()}
-        start = self.architecture.start(generator(self.seed, "alpha"))
+        self.fused = context.machine.options.fused and not self.hypergradient.differentiates_twice
+        network = searchable(context.network())
+        check_together(options, context.machine, network)
+        check(options, network.choices)
+        self.timetable = Timetable(options.selection, network, self.seed, context.steps)
+        self.schedule = Schedule(options.stages, self.timetable.begin)
+        self.monitor = Monitor(options, network, self.seed)
+        self._start(0, network)
+
+    def _start(self, stage: int, network: SearchSpace) -> None:
+        """Begin a stage: a network, its weights, alpha and alpha's optimizer, all afresh."""
+        # the old ones go before the new network takes room on the device
+        self.network, self.monitor.network, self.inner = network, network, Inner({}, {})
+        network.to(self.machine.device)
+        network.fused = self.fused
+        self.monitor.restart()
+        self.stage, self.decided = stage, 0
+        self.architecture = Architecture(network.choices, self.options)
+        self.allowed: Masks = {kind: choice.allowed for kind, choice in network.choices.items()}
+        key = ("stage", stage) if stage else ()
+        start = self.architecture.start(generator(self.seed, "alpha", *key))
         self.alpha = {kind: self.machine.put(leaf).requires_grad_() for kind, leaf in start.items()}
         self.alpha_optimizer = self._alpha_optimizer()
         self.hidden: dict[str, Tree] = {}  # by split, of recurrent networks
-        self.inner = _inner_run(
-            self.hypergradient.init(self._problem(0), self.alpha, generator(self.seed, "hypergradient"))
-        )
+        problem = self._problem(self.schedule.stage(stage).begin)
+        rng = generator(self.seed, "hypergradient", *key)
+        self.inner = inner_run(self.hypergradient.init(problem, self.alpha, rng))
 
     def step(self, index: int) -> Metrics:
         """Alpha first, then the weights under the new alpha."""
         self._begin(index)
         problem, segment = self._problem(index), self._segment(index)
         metrics: Metrics = {}
-        if index >= self.options.warm_up:
+        warm = index - self.schedule.at(index).begin >= self.options.warm_up
+        if warm and not self.decided:
             rng = generator(self.seed, "hypergradient", index)
             estimate = self.hypergradient.estimate(problem, self.alpha, self.inner, segment, rng)
             for kind, leaf in self.alpha.items():
@@ -67,24 +88,66 @@ class Darts(Bilevel):
             metrics = {"search_valid/loss": estimate.loss, **estimate.metrics}
         loss = self._step_weights(problem, segment.inner[0])
         self._carry(problem, segment)
-        return {"train/loss": loss, **metrics, **self._entropies()}
+        self._watch(index, moving=bool(metrics))
+        return {"train/loss": loss, **metrics, **self._entropies(), **self.monitor.metrics()}
 
     def _begin(self, index: int) -> None:
         """Put the network where this step wants it."""
+        stage = self.schedule.at(index)
+        if stage.number > self.stage:
+            keep = self.options.stages.operations[stage.number - 1]
+            self._enter(stage.number, pruned(self._strengths(), self.allowed, keep))
         self.network.train()
-        self.network.progress = index / self.steps
+        self.network.progress = stage.progress(index)
+        self.network.skip_dropout = self.schedule.skip_dropout(index)
+        self.network.drop_path = self.monitor.regularisation.drop_path(self.network.progress)
         if index % self.task.batches(self._weight_split) == 0:
             self.hidden = {}
+        self._decide(self.timetable.due(index))
+
+    def _enter(self, stage: int, allowed: Masks) -> None:
+        """Begin a stage with a fresh network that holds the allowed operations."""
+        if stage == 0:
+            return self._start(0, searchable(self.first_network()))
+        with seeded(self.seed, "network", "stage", stage):
+            network = self.network.restricted(self.options.stages.cells[stage - 1], allowed)
+        return self._start(stage, network)
+
+    def _decide(self, due: int) -> None:
+        """Take the rounds of decisions that are due; with the first the weights lose their momentum."""
+        if due and not self.decided:
+            self.inner = Inner(self.inner.params, sgd_slots(self.inner.params))
+        for decision in chain(*self.timetable.rounds[self.decided : due]):
+            weights = self.architecture.strengths(detach(self.alpha), self._masks())
+            self.allowed = decide(decision, self.network.choices, weights, self.allowed, self._judge)
+        self.decided = due
+
+    def _judge(self, mixture: Mixture) -> Tensor:
+        """Error (texts: loss) and loss of the supernet under a mixture, on the first batches of alpha's data."""
+        found = self._sweep(lambda _: mixture, self.options.selection.batches)
+        return torch.stack([found.get("error", found["loss"]), found["loss"]])
+
+    def _watch(self, index: int, moving: bool) -> None:
+        """Measure if it is time, and do what follows from it."""
+        if not self.monitor.due(index + 1):
+            return
+        strengths, weights = self._strengths(), self.inner.params
+        verdict = self.monitor.look(
+            Moment(index + 1, self._problem(index), self.alpha, weights, strengths, moving, self._place)
+        )
+        if verdict.back is not None:
+            self._return(verdict.back)
+        self.ended = verdict.ended
 
     def situations(self, index: int) -> list[Situation]:
-        """One inner step on `weight_split`, scored on `alpha_split`."""
+        """One inner step on `weight_split`, scored on `alpha_split`; no stage is begun, no decision taken."""
         return [Situation(self._problem(index), self.alpha, self.inner, self._segment(index))]
 
     def _step_weights(self, problem: ArchitectureProblem, batch: Batch) -> Tensor:
         """The real step: clipped, with the network's own penalty, and the one that moves the statistics."""
         alpha = detach(self.alpha)
         self.inner, loss = descend(
-            self.options,
+            problem.options,
             self.task,
             self.inner,
             batch,
@@ -100,63 +163,90 @@ class Darts(Bilevel):
             if batch.key in problem.states:
                 self.hidden[split] = problem.states[batch.key]
 
-    @torch.no_grad()
     def evaluate(self, split: Split) -> Metrics:
         """`valid/loss`, `valid/error`: the supernet on the data that alpha learns on, so not held out.
 
         Batch normalisation uses the batch, for running statistics lag behind an architecture that moves
         (appendix A.1.1), or the running ones as in the authors' code. Beside them, how many edges of the
-        genotype that alpha stands for now are skip connections. Raises UserError for the test split.
+        genotype that alpha stands for now are skip connections, before `selection.skips` limits them. Raises
+        UserError for the test split.
         """
         if split == "test":
             raise UserError("method darts: a search never reads the test split; set train.test=false")
-        set_evaluation(self.network, self.options.evaluation_statistics == "batch")
-        with running_statistics_kept(self.network):
-            found = self._sweep()
-        self.network.train()
+        found = self._sweep()
         skips = self.network.discretise(self._strengths()).skips()
         counts = {f"genotype/skips_{kind}": torch.tensor(float(count)) for kind, count in skips.items()}
         return {f"valid/{quantity}": value for quantity, value in found.items()} | counts
 
-    def _sweep(self) -> Metrics:
+    @torch.no_grad()
+    def _sweep(self, mix: Mix | None = None, batches: int | None = None) -> Metrics:
+        """The means over alpha's data, or its first `batches`, under the search's mixture or another."""
         problem = self._problem(0)
+        problem.mix = mix or problem.mix
 
         def score(batch: Batch, state: Tree) -> Output:
             problem.hidden[batch.key] = state
             return problem.score(self.alpha, self.inner.params, batch)
 
-        return means(self.task, self.task.sweep(self._alpha_split), score)
+        set_evaluation(self.network, self.options.evaluation_statistics == "batch")
+        with running_statistics_kept(self.network):
+            found = means(self.task, islice(self.task.sweep(self._alpha_split), batches), score)
+        self.network.train()
+        return found
 
     def state_dict(self) -> dict[str, Any]:
-        """Weights, momenta, running statistics, alpha and alpha's optimizer, hidden states."""
+        """Weights, momenta, running statistics, alpha and its optimizer, stage, masks, states, measurements."""
+        return {
+            **self._place(),
+            "stage": self.stage,
+            "space": copied({kind: choice.allowed for kind, choice in self.network.choices.items()}),
+            "allowed": copied(self.allowed),
+            "decided": self.decided,
+            "hidden": {split: copied(state) for split, state in self.hidden.items()},
+            "monitor": self.monitor.state_dict(),
+            **({"ended": self.ended} if self.ended else {}),
+        }
+
+    def _place(self) -> Place:
+        """What the search learned."""
         return {
             "params": copied(self.inner.params),
             "slots": copied(self.inner.slots),
             "buffers": copied(dict(self.network.named_buffers())),
             "alpha": copied(self.alpha),
             "alpha_optimizer": copy.deepcopy(self.alpha_optimizer.state_dict()),
-            "allowed": copied(self.allowed),
-            "hidden": {split: copied(state) for split, state in self.hidden.items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up a state of the same network. Alpha stays the tensors that its optimizer holds."""
+        """Take up a state of the same search. Alpha stays the tensors that its optimizer holds."""
+        if state["stage"] or self.stage:
+            self._enter(state["stage"], state["space"])
         put = self.machine.put
-        self.inner = Inner(tree_map(put, state["params"]), tree_map(put, state["slots"]))
-        with torch.no_grad():
-            for key, buffer in self.network.named_buffers():
-                buffer.copy_(state["buffers"][key])
-            for kind, leaf in self.alpha.items():
-                leaf.copy_(state["alpha"][kind])
-        self.alpha_optimizer.load_state_dict(state["alpha_optimizer"])
-        self.allowed = state["allowed"]
+        self._return(state)
+        self.allowed, self.decided = state["allowed"], state["decided"]
         self.hidden = {split: tree_map(put, hidden) for split, hidden in state["hidden"].items()}
+        self.monitor.load_state_dict(state["monitor"])
+        self.ended = state.get("ended", "")
+
+    def _return(self, place: Place) -> None:
+        """Take up a place, or its alpha alone."""
+        with torch.no_grad():
+            for kind, leaf in self.alpha.items():
+                leaf.copy_(place["alpha"][kind])
+            if "params" not in place:
+                return
+            for key, buffer in self.network.named_buffers():
+                buffer.copy_(place["buffers"][key])
+        put = self.machine.put
+        self.inner = Inner(tree_map(put, place["params"]), tree_map(put, place["slots"]))
+        self.alpha_optimizer.load_state_dict(copy.deepcopy(place["alpha_optimizer"]))
 
     def artifacts(self, folder: Path) -> None:
-        """`genotype.json`, `alpha.json`, and `cell_normal.svg`, `cell_reduce.svg`."""
+        """`genotype.json`, `alpha.json`, and `cell_normal.svg`, `cell_reduce.svg`, `alpha_history.json`."""
         strengths = self._strengths()
-        found = self.network.discretise(strengths)
+        found = limited(self.network, strengths, self.options.selection.skips)
         write_result(folder, self.network, self.alpha, strengths, found)
+        self.monitor.history.write(folder, self.network)
 
     def _alpha_optimizer(self) -> torch.optim.Adam:
         return torch.optim.Adam(
@@ -187,24 +277,32 @@ class Darts(Bilevel):
         return self.options.alpha_split  # type: ignore[return-value]
 
     def _problem(self, index: int) -> ArchitectureProblem:
-        progress, masks, hidden = index / self.steps, self._masks(), {}
+        progress, masks, hidden = self.schedule.at(index).progress(index), self._masks(), {}
 
         def mix(alpha: Tree) -> Mixture:
+            if self.decided:
+                return Mixture(self.architecture.strengths(alpha, masks), running(self.allowed))
             return self.architecture.mix(alpha, masks, progress)
 
         rate = self._learning_rate(index)
+        decay = self.monitor.regularisation.weight_decay(progress)
+        options = dataclasses.replace(self.options, weight_decay=decay)
         if self.recurrent:
             train, valid = self._train_batch(index), self._valid_batch(index)
             rate *= length_factor(self.options, train)
             keys = {self._weight_split: train.key, self._alpha_split: valid.key}
             hidden = {keys[split]: state for split, state in self.hidden.items()}
-        return ArchitectureProblem(self.task, self.network, self.machine, self.options, mix, rate, hidden)
+        return ArchitectureProblem(self.task, self.network, self.machine, options, mix, rate, hidden)
 
     def _segment(self, index: int) -> Segment:
         return Segment([self._train_batch(index)], {1: self._valid_batch(index)})
 
     def _learning_rate(self, index: int) -> float:
-        return learning_rate(self.options, self.task, index, self.steps)
+        """A cosine in each stage; a constant where perturbation decides."""
+        if index >= self.timetable.begin:
+            return self.options.selection.learning_rate
+        stage = self.schedule.at(index)
+        return learning_rate(self.options, self.task, index - stage.begin, stage.steps)
 
     def _train_batch(self, index: int) -> Batch:
         return self.task.batch(self._weight_split, index)
@@ -221,35 +319,3 @@ class Darts(Bilevel):
             done, place = divmod(index, self.task.batches(self._weight_split))
             index = done * length * math.ceil(self.task.batches(self._weight_split) / length) + place
         return self.task.batch(self._alpha_split, index)
-
-
-def _fused(context: Context) -> bool:
-    """Whether the supernet may use kernels that are differentiated once."""
-    return context.machine.options.fused and not _required(context.hypergradient).differentiates_twice
-
-
-def _required(hypergradient: HyperGradient | None) -> HyperGradient:
-    if hypergradient is None:
-        raise UserError(
-            "method darts: got hypergradient=none; choose hypergradient=finite_difference (the paper's "
-            "second order), first_order or unrolled"
-        )
-    return hypergradient
-
-
-def _inner_run(carry: Any) -> Inner:
-    if not isinstance(carry, Inner):
-        raise UserError(
-            "method darts: this hypergradient keeps many inner runs, the search has one; choose "
-            "hypergradient=finite_difference, first_order or unrolled"
-        )
-    return carry
-
-
-def _searchable(network: Any) -> SearchSpace:
-    if not isinstance(network, SearchSpace):
-        raise UserError(
-            f"method darts: {type(network).__name__} is no search space; choose network=darts_supernet "
-            "(images) or network=darts_recurrent_supernet (texts)"
-        )
-    return network
