@@ -5,6 +5,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from metalearn.darts.config import DartsOptions
+from metalearn.darts.relaxation import RELAXATIONS, masked_softmax
 from metalearn.darts.space import Choices, Mixture
 from metalearn.tree import Tree
 
@@ -14,35 +15,66 @@ Masks = dict[str, Bool[Tensor, "edge operation"]]
 class Architecture:
     """The meta-parameters of a search and what they stand for.
 
-    Alpha has a leaf [edge operation] for each kind of cell. `allowed` says which operations are still
-    in the race; the others have weight 0.
+    Alpha has a leaf [edge operation] for each kind of cell, named as the kind, and with edge normalisation
+    a leaf [edge], named `edges(kind)`. `allowed` says which operations are still in the race; the others
+    have weight 0.
     """
 
     def __init__(self, choices: dict[str, Choices], options: DartsOptions) -> None:
         self.choices, self.options = choices, options
+        self.relaxation = RELAXATIONS[options.relaxation.kind](options.relaxation)
 
     def start(self, rng: torch.Generator) -> Tree:
         """Alpha as `alpha_init` says, on the CPU."""
         scale = self.options.alpha_scale if self.options.alpha_init == "normal" else 0.0
-        return {
-            kind: scale * torch.randn(choice.shape, generator=rng) for kind, choice in self.choices.items()
-        }
+        shapes: dict[str, tuple[int, ...]] = {kind: choice.shape for kind, choice in self.choices.items()}
+        if self.options.relaxation.edge_normalisation:
+            shapes |= {edges(kind): choice.shape[:1] for kind, choice in self.choices.items()}
+        return {name: scale * torch.randn(shape, generator=rng) for name, shape in shapes.items()}
 
-    def mix(self, alpha: Tree, allowed: Masks, progress: float) -> Mixture:  # noqa: ARG002
-        """The mixture of one pass, differentiable in alpha; what is random draws from torch's generator."""
-        return Mixture(self.strengths(alpha, allowed))
+    def mix(self, alpha: Tree, allowed: Masks, progress: float) -> Mixture:
+        """The mixture of one pass, differentiable in alpha; what is random draws from torch's generator.
+
+        Where each edge has one operation, which one is read on the host: the host alone decides what is
+        launched, and not launching the others is the point.
+        """
+        weights = {kind: self.relaxation.mix(alpha[kind], allowed[kind], progress) for kind in self.choices}
+        running = None
+        if self.relaxation.one_path:
+            running = {kind: (leaf != 0).tolist() for kind, leaf in weights.items()}
+        return Mixture(self._normalised(weights, alpha, allowed), running)
 
     def strengths(self, alpha: Tree, allowed: Masks) -> Tree:
         """The expected mixture, by kind of cell, [edge operation]."""
-        return {kind: masked_softmax(alpha[kind], allowed[kind]) for kind in self.choices}
+        expected = {kind: self.relaxation.strengths(alpha[kind], allowed[kind]) for kind in self.choices}
+        return self._normalised(expected, alpha, allowed)
+
+    def penalty(self, alpha: Tree, allowed: Masks) -> Float[Tensor, ""] | None:
+        """What the relaxation adds to alpha's loss; None: nothing."""
+        return self.relaxation.penalty({kind: alpha[kind] for kind in self.choices}, allowed)
+
+    def _normalised(self, weights: Tree, alpha: Tree, allowed: Masks) -> Tree:
+        """Each edge's weights times its share of its node's input (PC-DARTS, Xu et al. 2020, eq. 3)."""
+        if not self.options.relaxation.edge_normalisation:
+            return weights
+        return {
+            kind: leaf * edge_shares(alpha[edges(kind)], allowed[kind], self.choices[kind].targets)[:, None]
+            for kind, leaf in weights.items()
+        }
 
 
-def masked_softmax(
-    logits: Float[Tensor, "edge operation"], allowed: Bool[Tensor, "edge operation"]
-) -> Float[Tensor, "edge operation"]:
-    """Softmax over the allowed operations of an edge, 0 for the others; zeros where none is allowed."""
-    shares = logits.masked_fill(~allowed, float("-inf")).softmax(dim=-1)
-    return torch.where(allowed, shares, 0.0)
+def edges(kind: str) -> str:
+    """The name of the leaf of a kind's edges."""
+    return f"{kind}_edges"
+
+
+def edge_shares(
+    logits: Float[Tensor, " edge"], allowed: Bool[Tensor, "edge operation"], targets: tuple[int, ...]
+) -> Float[Tensor, " edge"]:
+    """Softmax over the edges into one node; an edge with nothing allowed has no share."""
+    nodes = torch.tensor(targets, device=logits.device)
+    rivals = (nodes[:, None] == nodes) & allowed.any(dim=-1)
+    return masked_softmax(logits.expand(len(targets), -1), rivals).diagonal()
 
 
 def entropy(strengths: Float[Tensor, "edge operation"]) -> Float[Tensor, ""]:

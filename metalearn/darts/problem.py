@@ -19,13 +19,15 @@ from metalearn.task import Batch, Task
 from metalearn.tree import Tree, detach
 
 Mix = Callable[[Tree], Mixture]
+Penalty = Callable[[Tree], Float[Tensor, ""] | None]
 
 
 class ArchitectureProblem(Problem):
     """Meta-parameters: alpha. Inner run: the supernet's weights by gradient descent.
 
     Batch normalisation uses the batch at hand in every loss, and no loss moves its running statistics.
-    `hidden` gives recurrent networks the state that a batch starts from, by the batch's key.
+    `hidden` gives recurrent networks the state that a batch starts from, by the batch's key. `penalty` is
+    what the outer loss has of alpha alone.
     """
 
     def __init__(
@@ -37,12 +39,14 @@ class ArchitectureProblem(Problem):
         mix: Mix,
         learning_rate: float,
         hidden: dict[tuple[Key, ...], Tree] | None = None,
+        penalty: Penalty | None = None,
     ) -> None:
         self.task, self.network, self.machine, self.options, self.mix = task, network, machine, options, mix
         self.learning_rate = learning_rate  # xi, the step of the unrolled weights
         self.momentum = options.momentum if options.unroll_momentum else 0.0
         self.weight_decay = options.weight_decay if options.unroll_weight_decay else 0.0
         self.hidden, self.passes = hidden or {}, 0
+        self.penalty = penalty
         self.states: dict[tuple[Key, ...], Tree] = {}  # after each batch, of the last pass over it
 
     def init(self, meta: Tree, rng: torch.Generator) -> Inner:  # noqa: ARG002
@@ -56,10 +60,11 @@ class ArchitectureProblem(Problem):
             return self.task.loss(self.score(meta, params, batch).logits, batch)
 
     def outer_loss(self, meta: Tree, params: Tree, batch: Batch) -> Float[Tensor, ""]:
-        """The same on another batch."""
+        """The same on another batch, and the penalty on alpha."""
         if self.options.unroll_clip_valid and self.options.unroll_clip is not None:
             params = clip_backward(params, self.options.unroll_clip)
-        return self.inner_loss(meta, params, batch)
+        loss, penalty = self.inner_loss(meta, params, batch), self.penalty and self.penalty(meta)
+        return loss if penalty is None else loss + penalty
 
     def update(self, meta: Tree, inner: Inner, grads: Tree) -> Inner:  # noqa: ARG002
         """The unrolled step; with its gradient clipped if `unroll_clip` is set."""

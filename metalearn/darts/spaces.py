@@ -81,8 +81,13 @@ def sample(choice: Choices, rng: torch.Generator) -> Plan:
     return Plan(tuple(nodes), tuple(range(INPUTS, INPUTS + len(nodes))))
 
 
+def built(choice: Choices, edge: int) -> list[str | None]:
+    """An edge's operations in the order of alpha's columns, None for those that are not allowed."""
+    row = choice.allowed[edge].tolist()
+    return [name if used else None for name, used in zip(choice.operations, row, strict=True)]
+
+
 def _named(choice: Choices, edge: int) -> list[Edge]:
     """What an edge can be in a genotype."""
-    row = choice.allowed[edge].tolist()
-    names = [name for name, used in zip(choice.operations, row, strict=True) if used and name != "none"]
+    names = [name for name in built(choice, edge) if name and name != "none"]
     return [Edge(name, choice.sources[edge]) for name in names]
