@@ -28,8 +28,8 @@ def check(options: TextOptions) -> None:
     """Refuse bounds between which no length lies. Raises UserError."""
     if is_jittered(options) and options.least_time > options.time:
         raise UserError(
-            f"task.least_time: got {options.least_time}, must be at most task.time={options.time}, around which "
-            "lengths are drawn; lower it, or set task.half_probability=0 task.time_deviation=0"
+            f"task.least_time: got {options.least_time}, must be at most task.time={options.time}, around "
+            "which lengths are drawn; lower it, or set task.half_probability=0 task.time_deviation=0"
         )
 
 

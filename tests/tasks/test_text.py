@@ -296,7 +296,7 @@ def test_wikitext2_that_is_missing_or_altered_is_refused(wikitext, tmp_path):
         corpora.read("wikitext2", folder, download=False)
 
 
-def test_more_than_32767_words_are_kept_apart(make, make_fresh, monkeypatch):
+def test_more_than_32767_words_are_kept_apart(make_fresh, monkeypatch):
     words = [f"w{place}" for place in range(40_000)]
     parts = {"train": words, "valid": words[::-1], "test": words[:2000]}
     corpus = corpora.Corpus(parts, words, True, "here", "none", "none")
