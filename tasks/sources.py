@@ -73,8 +73,8 @@ TINY_SHAKESPEARE = DataFile(
     f"{_SHAKESPEARE}input.txt",
 )
 
-# the files' digests are those of mxnet's gluon and gluonnlp (seen to hold for valid and test), the archive's is
-# torchtext's; the author's own copy is fetched, for the place of Merity et al. 2016 has gone
+# the files' digests are those of mxnet's gluon and gluonnlp (seen to hold for valid and test), the archive's
+# is torchtext's; the author's own copy is fetched, for the place of Merity et al. 2016 has gone
 WIKITEXT2 = {
     split: DataFile(f"sha1:{sha1}", (f"wikitext-2/wiki.{split}.tokens",))
     for split, sha1 in [
