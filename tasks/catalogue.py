@@ -19,6 +19,8 @@ _NEEDED: dict[str, list[list[DataFile]]] = {
 
 def availability(name: str, data_dir: Path) -> str:
     """embedded, in data_dir, cached, or missing and what to do about it; known-lossy copies are marked."""
+    if name == "imagenet":
+        return _imagenet(data_dir)
     if name not in _NEEDED:
         return "embedded"
     here = next((files for files in _NEEDED[name] if not missing(files, data_dir)), None)
@@ -28,3 +30,12 @@ def availability(name: str, data_dir: Path) -> str:
     paths = [find(file, data_dir) for file in here]
     place = "in data_dir" if all(path and path.is_relative_to(data_dir) for path in paths) else "cached"
     return f"{place}, lossy copy: not comparable" if here is sources.CIFAR10_LOSSY else place
+
+
+def _imagenet(data_dir: Path) -> str:
+    """By its folders alone: a million files are not looked at."""
+    lacking = [part for part in ("train", "val") if not (data_dir / "imagenet" / part).is_dir()]
+    if not lacking:
+        return "in data_dir"
+    folders = ", ".join(f"imagenet/{part}/<wnid>/*.JPEG" for part in lacking)
+    return f"missing: put {folders} under {data_dir}; its licence forbids to fetch it"

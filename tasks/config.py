@@ -51,6 +51,21 @@ class Cifar10Options(ImageOptions):
     """50,000 + 10,000 colour photographs of 32x32 pixels in ten classes"""
 
 
+@register("task", "imagenet", "tasks.imagenet:Imagenet")
+@dataclass
+class ImagenetOptions(ExampleOptions):
+    """1.28 million photographs in a thousand classes, from your own copy of ILSVRC 2012"""
+
+    side: int = number(at_least=1)  # of what a network sees, in pixels
+    resize: int = number(at_least=1)  # evaluation: the shorter side before the middle is cut out
+    area: list[float] = number(above=0, at_most=1)  # lowest and highest part of the image that is cut out
+    ratio: list[float] = number(above=0)  # lowest and highest ratio of its width to its height
+    flip: float = number(at_least=0, at_most=1)  # probability
+    jitter: list[float] = number(at_least=0, at_most=1)  # of brightness, contrast, saturation, hue
+    threads: int = number(at_least=1)  # that decode
+    ahead: int = number(at_least=0)  # batches that they decode before they are asked for
+
+
 @dataclass
 class TextOptions:
     """A text as one long sequence of symbols."""

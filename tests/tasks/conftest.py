@@ -2,14 +2,44 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import metalearn.options  # noqa: F401
 import tasks  # noqa: F401
 from metalearn import registry
 from metalearn.compose import compose
 from tasks.catalogue import availability
+
+# a set that no test can have is tested on a small one of its kind: options, and the fixture of its folder
+SMALL = {
+    "imagenet": (
+        "batch=4",
+        "evaluation_batch=5",
+        "valid_size=8",
+        "side=32",
+        "resize=36",
+        "threads=2",
+        "ahead=1",
+    )
+}
+FOLDER = {"imagenet": "photographs"}
+
+
+@pytest.fixture(scope="session")
+def photographs(tmp_path_factory):
+    """A data folder with imagenet/: three classes of noise of different sizes, 12 + 4 images each."""
+    folder, rng = tmp_path_factory.mktemp("photographs"), np.random.default_rng(0)
+    for label, name in enumerate(("n01", "n02", "n03")):
+        for part, count in (("train", 12), ("val", 4)):
+            (folder / "imagenet" / part / name).mkdir(parents=True)
+            for number in range(count):
+                pixels = rng.integers(60 * label, 60 * label + 100, (40 + 3 * number, 60 - number, 3))
+                path = folder / "imagenet" / part / name / f"{name}_{number}.JPEG"
+                Image.fromarray(pixels.astype(np.uint8)).save(path)
+    return folder
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -28,7 +58,7 @@ def options():
 
     def get(name, *overrides):
         if (name, overrides) not in known:
-            lines = [f"task={name}", *(f"task.{line}" for line in overrides)]
+            lines = [f"task={name}", *(f"task.{line}" for line in (*SMALL.get(name, ()), *overrides))]
             known[name, overrides] = compose(lines).task
         return known[name, overrides]
 
@@ -42,7 +72,9 @@ def make_fresh(request, options):
 
     def build(name, *overrides, seed=0, data_dir=None):
         if data_dir is None:
-            data_dir = Path("none") if name in embedded else request.getfixturevalue("data_dir")
+            data_dir = (
+                Path("none") if name in embedded else request.getfixturevalue(FOLDER.get(name, "data_dir"))
+            )
             if availability(name, data_dir).startswith("missing"):
                 pytest.skip(f"no {name} in {data_dir}")
         return registry.build(
