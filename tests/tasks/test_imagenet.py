@@ -189,7 +189,7 @@ def test_what_is_decoded_ahead_is_done_by_other_threads():
         callers.append(threading.current_thread())
         return torch.zeros(())
 
-    ahead.get("a", 0, lambda index: [row])
+    ahead.get("a", 0, lambda _: [row])
     wait([row for rows in ahead.pending["a"].values() for row in rows], timeout=10)
     assert len(callers) == 3
     assert threading.current_thread() not in callers
