@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from metalearn.darts.draw import save
+from metalearn.darts.draw_alpha import strip
 from metalearn.darts.space import SearchSpace
 from metalearn.tree import Tree, tree_map
 
@@ -36,17 +38,20 @@ class History:
 
     def write(self, folder: Path, space: SearchSpace) -> None:
         """`alpha_history.json`: steps, operations by kind of cell, the strengths of each kind
-        [measurement edge operation], genotypes, and the measured values by name; nothing if there are none.
+        [measurement edge operation], genotypes, and the measured values by name; and the genotypes' picture,
+        `genotype_over_time.svg`. Nothing if there are no measurements.
         """
         if not self.steps:
             return
-        kinds = list(self.strengths[0])
+        kinds, genotypes = list(self.strengths[0]), [space.discretise(tree) for tree in self.strengths]
         names = list(dict.fromkeys(name for row in self.values for name in row))
         document = {
             "steps": self.steps,
             "operations": {kind: list(choice.operations) for kind, choice in space.choices.items()},
             "strengths": {kind: [tree[kind].tolist() for tree in self.strengths] for kind in kinds},
-            "genotypes": [json.loads(space.discretise(tree).to_json()) for tree in self.strengths],
+            "genotypes": [json.loads(genotype.to_json()) for genotype in genotypes],
             "values": {name: [row.get(name) for row in self.values] for name in names},
         }
         (folder / "alpha_history.json").write_text(json.dumps(document), encoding="utf-8")
+        masks = [space.encode(genotype) for genotype in genotypes]
+        save(strip(self.steps, masks, space.choices), folder / "genotype_over_time.svg")
