@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import math
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,8 @@ from metalearn.darts.selection import Timetable, decide, limited, running
 from metalearn.darts.space import Mixture, SearchSpace, running_statistics_kept, set_evaluation
 from metalearn.darts.stages import Schedule, pruned
 from metalearn.darts.stopping import check
+from metalearn.darts.streams import Streams
 from metalearn.darts.weights import copied, descend, learning_rate, length_factor, means
-from metalearn.hypergradient.base import Segment
 from metalearn.inner_optimizers import sgd_slots
 from metalearn.method import Bilevel, Context, Situation
 from metalearn.network import Output
@@ -44,7 +43,7 @@ class Darts(Bilevel):
         self.hypergradient = required(context.hypergradient)
         self.options, self.task, self.machine = options, context.task, context.machine
         self.seed, self.first_network = context.seed, context.network
-        self.recurrent = context.task.spec.kind == "language_model"
+        self.streams = Streams(options, context.task)
         self.fused = context.machine.options.fused and not self.hypergradient.differentiates_twice
         network = searchable(context.network())
         check_together(options, context.machine, network)
@@ -68,7 +67,7 @@ class Darts(Bilevel):
         start = self.architecture.start(generator(self.seed, "alpha", *key))
         self.alpha = {kind: self.machine.put(leaf).requires_grad_() for kind, leaf in start.items()}
         self.alpha_optimizer = self._alpha_optimizer()
-        self.hidden: dict[str, Tree] = {}  # by split, of recurrent networks
+        self.streams.hidden = {}
         problem = self._problem(self.schedule.stage(stage).begin)
         rng = generator(self.seed, "hypergradient", *key)
         self.inner = inner_run(self.hypergradient.init(problem, self.alpha, rng))
@@ -76,7 +75,7 @@ class Darts(Bilevel):
     def step(self, index: int) -> Metrics:
         """Alpha first, then the weights under the new alpha."""
         self._begin(index)
-        problem, segment = self._problem(index), self._segment(index)
+        problem, segment = self._problem(index), self.streams.segment(index)
         metrics: Metrics = {}
         warm = index - self.schedule.at(index).begin >= self.options.warm_up
         if warm and not self.decided:
@@ -87,7 +86,7 @@ class Darts(Bilevel):
             self.alpha_optimizer.step()
             metrics = {"search_valid/loss": estimate.loss, **estimate.metrics}
         loss = self._step_weights(problem, segment.inner[0])
-        self._carry(problem, segment)
+        self.streams.carry(problem.states, segment)
         self._watch(index, moving=bool(metrics))
         return {"train/loss": loss, **metrics, **self._entropies(), **self.monitor.metrics()}
 
@@ -101,8 +100,7 @@ class Darts(Bilevel):
         self.network.progress = stage.progress(index)
         self.network.skip_dropout = self.schedule.skip_dropout(index)
         self.network.drop_path = self.monitor.regularisation.drop_path(self.network.progress)
-        if index % self.task.batches(self._weight_split) == 0:
-            self.hidden = {}
+        self.streams.begin(index)
         self._decide(self.timetable.due(index))
 
     def _enter(self, stage: int, allowed: Masks) -> None:
@@ -123,7 +121,7 @@ class Darts(Bilevel):
         self.decided = due
 
     def _judge(self, mixture: Mixture) -> Tensor:
-        """Error (texts: loss) and loss of the supernet under a mixture, on the first batches of alpha's data."""
+        """Error (texts: loss) and loss of the supernet under a mixture, on first batches of alpha's data."""
         found = self._sweep(lambda _: mixture, self.options.selection.batches)
         return torch.stack([found.get("error", found["loss"]), found["loss"]])
 
@@ -141,7 +139,7 @@ class Darts(Bilevel):
 
     def situations(self, index: int) -> list[Situation]:
         """One inner step on `weight_split`, scored on `alpha_split`; no stage is begun, no decision taken."""
-        return [Situation(self._problem(index), self.alpha, self.inner, self._segment(index))]
+        return [Situation(self._problem(index), self.alpha, self.inner, self.streams.segment(index))]
 
     def _step_weights(self, problem: ArchitectureProblem, batch: Batch) -> Tensor:
         """The real step: clipped, with the network's own penalty, and the one that moves the statistics."""
@@ -155,13 +153,6 @@ class Darts(Bilevel):
             lambda params: problem.score(alpha, params, batch),
         )
         return loss
-
-    def _carry(self, problem: ArchitectureProblem, segment: Segment) -> None:
-        """Keep the states that the next batches start from: those of the last pass over each."""
-        batches = {self._weight_split: segment.inner[0], self._alpha_split: segment.outer[1]}
-        for split, batch in batches.items():
-            if batch.key in problem.states:
-                self.hidden[split] = problem.states[batch.key]
 
     def evaluate(self, split: Split) -> Metrics:
         """`valid/loss`, `valid/error`: the supernet on the data that alpha learns on, so not held out.
@@ -190,19 +181,19 @@ class Darts(Bilevel):
 
         set_evaluation(self.network, self.options.evaluation_statistics == "batch")
         with running_statistics_kept(self.network):
-            found = means(self.task, islice(self.task.sweep(self._alpha_split), batches), score)
+            found = means(self.task, islice(self.task.sweep(self.streams.alpha_split), batches), score)
         self.network.train()
         return found
 
     def state_dict(self) -> dict[str, Any]:
-        """Weights, momenta, running statistics, alpha and its optimizer, stage, masks, states, measurements."""
+        """What the search learned, its stage and masks, hidden states, measurements."""
         return {
             **self._place(),
             "stage": self.stage,
             "space": copied({kind: choice.allowed for kind, choice in self.network.choices.items()}),
             "allowed": copied(self.allowed),
             "decided": self.decided,
-            "hidden": {split: copied(state) for split, state in self.hidden.items()},
+            "hidden": {split: copied(state) for split, state in self.streams.hidden.items()},
             "monitor": self.monitor.state_dict(),
             **({"ended": self.ended} if self.ended else {}),
         }
@@ -224,7 +215,7 @@ class Darts(Bilevel):
         put = self.machine.put
         self._return(state)
         self.allowed, self.decided = state["allowed"], state["decided"]
-        self.hidden = {split: tree_map(put, hidden) for split, hidden in state["hidden"].items()}
+        self.streams.hidden = {split: tree_map(put, hidden) for split, hidden in state["hidden"].items()}
         self.monitor.load_state_dict(state["monitor"])
         self.ended = state.get("ended", "")
 
@@ -268,34 +259,24 @@ class Darts(Bilevel):
     def _masks(self) -> Masks:
         return {kind: self.machine.put(mask) for kind, mask in self.allowed.items()}
 
-    @property
-    def _weight_split(self) -> Split:
-        return self.options.weight_split  # type: ignore[return-value]
-
-    @property
-    def _alpha_split(self) -> Split:
-        return self.options.alpha_split  # type: ignore[return-value]
-
     def _problem(self, index: int) -> ArchitectureProblem:
-        progress, masks, hidden = self.schedule.at(index).progress(index), self._masks(), {}
+        progress, masks = self.schedule.at(index).progress(index), self._masks()
 
         def mix(alpha: Tree) -> Mixture:
             if self.decided:
                 return Mixture(self.architecture.strengths(alpha, masks), running(self.allowed))
             return self.architecture.mix(alpha, masks, progress)
 
+        def penalty(alpha: Tree) -> Tensor | None:
+            return self.architecture.penalty(alpha, masks)
+
         rate = self._learning_rate(index)
         decay = self.monitor.regularisation.weight_decay(progress)
         options = dataclasses.replace(self.options, weight_decay=decay)
-        if self.recurrent:
-            train, valid = self._train_batch(index), self._valid_batch(index)
-            rate *= length_factor(self.options, train)
-            keys = {self._weight_split: train.key, self._alpha_split: valid.key}
-            hidden = {keys[split]: state for split, state in self.hidden.items()}
-        return ArchitectureProblem(self.task, self.network, self.machine, options, mix, rate, hidden)
-
-    def _segment(self, index: int) -> Segment:
-        return Segment([self._train_batch(index)], {1: self._valid_batch(index)})
+        if self.streams.recurrent:
+            rate *= length_factor(self.options, self.streams.train(index))
+        hidden = self.streams.states(index)
+        return ArchitectureProblem(self.task, self.network, self.machine, options, mix, rate, hidden, penalty)
 
     def _learning_rate(self, index: int) -> float:
         """A cosine in each stage; a constant where perturbation decides."""
@@ -303,19 +284,3 @@ class Darts(Bilevel):
             return self.options.selection.learning_rate
         stage = self.schedule.at(index)
         return learning_rate(self.options, self.task, index - stage.begin, stage.steps)
-
-    def _train_batch(self, index: int) -> Batch:
-        return self.task.batch(self._weight_split, index)
-
-    def _valid_batch(self, index: int) -> Batch:
-        """ "fresh": the first batch of a new shuffle at each step, so the half is not swept in order.
-
-        The stream of a text starts again with each pass over `weight_split`, as the hidden states do.
-        """
-        length = self.task.batches(self._alpha_split)
-        if self.options.valid_batches == "fresh":
-            index *= length
-        elif self.recurrent:
-            done, place = divmod(index, self.task.batches(self._weight_split))
-            index = done * length * math.ceil(self.task.batches(self._weight_split) / length) + place
-        return self.task.batch(self._alpha_split, index)

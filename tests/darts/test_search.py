@@ -237,8 +237,8 @@ def test_learning_rate_is_a_cosine_to_the_floor(search, every, index, expected):
 
 
 def test_valid_batches_are_the_first_of_fresh_shuffles_or_a_stream(search):
-    assert search(valid_batches="fresh")._valid_batch(3).key == ("search_valid", 6)
-    assert search(valid_batches="stream")._valid_batch(3).key == ("search_valid", 3)
+    assert search(valid_batches="fresh").streams.valid(3).key == ("search_valid", 6)
+    assert search(valid_batches="stream").streams.valid(3).key == ("search_valid", 3)
 
 
 @pytest.mark.parametrize(

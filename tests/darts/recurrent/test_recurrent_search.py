@@ -213,7 +213,7 @@ def test_one_step_against_torchs_optimizers(search):
             descent.step()
         found = run.step(index)
         torch.testing.assert_close(found["train/loss"], loss.detach())
-        torch.testing.assert_close(run.hidden, hidden, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(run.streams.hidden, hidden, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(run.alpha["cell"], alpha, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(run.inner.params, dict(network.named_parameters()), rtol=1e-3, atol=1e-5)
 
@@ -226,9 +226,9 @@ def test_hidden_states_are_carried_and_start_again_with_the_text(search, estimat
     words.start = lambda batch, state: starts.append(state) or start(batch, state)
     for index in range(4):
         starts.clear()
-        before = copy.deepcopy(run.hidden)
+        before = copy.deepcopy(run.streams.hidden)
         run.step(index)
-        assert set(run.hidden) == {"train", "valid"}
+        assert set(run.streams.hidden) == {"train", "valid"}
         if index in (0, 3):
             assert starts == [None] * len(starts)
         else:
@@ -243,7 +243,7 @@ def test_hidden_states_are_carried_and_start_again_with_the_text(search, estimat
 def test_the_validation_text_starts_again_with_the_training_text(search):
     """Three batches of train against two of valid: places 0 1 0, 0 1 0; keys, and so masks, are all new."""
     run = search()
-    indices = [run._valid_batch(index).key[1] for index in range(6)]
+    indices = [run.streams.valid(index).key[1] for index in range(6)]
     assert indices == [0, 1, 2, 4, 5, 6]
     assert [index % 2 for index in indices] == [0, 1, 0, 0, 1, 0]
 
