@@ -27,6 +27,23 @@ def data_dir() -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder with imagenet/: three classes of noise of different sizes, 12 + 4 images each."""
+    import numpy as np
+    from PIL import Image
+
+    folder, rng = tmp_path_factory.mktemp("photographs"), np.random.default_rng(0)
+    for label, name in enumerate(("n01", "n02", "n03")):
+        for part, count in (("train", 12), ("val", 4)):
+            (folder / "imagenet" / part / name).mkdir(parents=True)
+            for number in range(count):
+                pixels = rng.integers(60 * label, 60 * label + 100, (40 + 3 * number, 60 - number, 3))
+                path = folder / "imagenet" / part / name / f"{name}_{number}.JPEG"
+                Image.fromarray(pixels.astype(np.uint8)).save(path)
+    return folder
+
+
 @pytest.fixture
 def metalearn(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path

@@ -5,7 +5,9 @@ import pytest
 from metalearn import cli
 from metalearn.build import build
 from metalearn.compose import compose, options, recompose
-from metalearn.replicate import _jobs, load
+from metalearn.replicate import load
+from metalearn.replicate.check import check_run
+from metalearn.replicate.jobs import jobs
 
 cli.register_all()
 RECIPES = options("recipe")
@@ -18,6 +20,10 @@ TOY = {
     "darts/cifar10_retrain": [
         "task=digits", "task.batch=4", "network.cells=3", "network.channels=2", "network.auxiliary=false",
         "method.auxiliary_weight=0",
+    ],
+    "darts/imagenet_retrain": [
+        "task=digits", "task.batch=4", "network=darts_cell", "network.cells=3", "network.channels=2",
+        "network.auxiliary=false", "method.auxiliary_weight=0",
     ],
     "darts/ptb_search": ["task=python_docs", "task.batch=4", "task.time=5", "network.units=8"],
     "hypernetworks/": ["task=python_docs", "task.batch=2", "task.time=4", "network.units=8"],
@@ -57,8 +63,8 @@ def test_recipe_takes_two_steps_at_toy_size(name):
 def test_plan_is_whole(name, tmp_path):
     for plan in load(name):
         assert set(plan.table.rows.values()) <= set(plan.stages)
-        for job in _jobs(plan, [], tmp_path):
-            compose(job.overrides)
+        for job in {job.stage: job for job in jobs(plan, [], tmp_path) if not job.choice}.values():
+            check_run(plan, job.stage, compose(job.overrides))
         stages = [figure.get("stage") for figure in plan.figures if "stage" in figure]
         assert set(stages) <= set(plan.stages)
 
@@ -67,5 +73,5 @@ def test_plan_is_whole(name, tmp_path):
 def test_a_recipe_without_a_plan_is_run_over_seeds(name, tmp_path):
     (plan,) = load(name)
     assert (plan.seeds, list(plan.stages)) == ([0, 1, 2], ["run"])
-    for job in _jobs(plan, [], tmp_path):
+    for job in jobs(plan, [], tmp_path):
         assert compose(job.overrides).seed == job.seed

@@ -5,6 +5,9 @@ import dataclasses
 import pytest
 import torch
 
+from metalearn import cli
+from metalearn.build import build
+from metalearn.compose import compose
 from metalearn.darts.config import CellNetworkOptions, ImagenetNetworkOptions
 from metalearn.darts.derived import CellNetwork
 from metalearn.darts.imagenet import ImagenetNetwork
@@ -13,6 +16,7 @@ from metalearn.registry import UserError
 from metalearn.task import TaskSpec
 from metalearn.tree import count
 
+cli.register_all()
 CIFAR = TaskSpec("cifar10", "classification", (3, 32, 32), 10, {}, "error", "", "", "", "")
 IMAGENET = dataclasses.replace(CIFAR, name="imagenet", input_shape=(3, 224, 224), outputs=1000)
 SMALL = dataclasses.replace(IMAGENET, input_shape=(3, 32, 32), outputs=3)
@@ -92,3 +96,19 @@ def test_images_that_do_not_fit_are_refused():
         ImagenetNetwork(TINY, dataclasses.replace(SMALL, input_shape=(3, 48, 48)))
     with pytest.raises(UserError, match=r"7x7 pixels.*imagenet leave 1x1.*224x224 images leave 7x7"):
         ImagenetNetwork(PAPER, SMALL)
+
+
+def test_the_recipe_trains_on_photographs(photographs):
+    """The real task, network and schedule, both smaller, on a handful of images."""
+    lines = ["recipe=darts/imagenet_retrain", "machine=cpu", f"data_dir={photographs}", "train.steps=20"]
+    lines += ["task.batch=10", "task.threads=2", "network.cells=3", "network.channels=4"]
+    config = compose(lines)
+    parts = build(config)
+    network, losses = parts.method.network, []
+    assert parts.task.batches("train") == 4  # of 36 images
+    for index in range(5):
+        losses.append(parts.method.step(index)["train/loss"])
+        assert all(group["lr"] == 0.1 * 0.97 ** (index // 4) for group in parts.method.optimizer.param_groups)
+    assert torch.stack(losses).isfinite().all()
+    assert network.auxiliary.classifier.weight.grad.abs().sum() > 0
+    assert set(parts.method.evaluate("test")) == {"test/loss", "test/error", "test/error_top5"}
