@@ -36,10 +36,11 @@ def export(run: Path, folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     parts.method.artifacts(folder)
     if isinstance(parts.method, Supervised):
-        network = parts.method.network.cpu().eval()
-        network.fused = False
         write = _write_classifier if parts.task.spec.kind == "classification" else _write_reader
-        write(network, parts.task, folder)
+        with parts.method.averaging.averaged():
+            network = parts.method.network.cpu().eval()
+            network.fused = False
+            write(network, parts.task, folder)
     return sorted(path for path in folder.iterdir() if path.is_file())
 
 

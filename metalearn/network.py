@@ -1,7 +1,7 @@
 """What is trained: a module from a batch's inputs to its outputs."""
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,24 @@ class Network(nn.Module, ABC):
     @abstractmethod
     def forward(self, x: Tensor, state: Tree | None = None) -> Output:
         """Score inputs; recurrent networks continue from `state`, or from their initial state if None."""
+
+
+class Found(Protocol):
+    """What a search finds."""
+
+    def to_json(self) -> str:
+        """The text of its file."""
+        ...
+
+
+@runtime_checkable
+class OfGenotype(Protocol):
+    """A network that was built from what a search found."""
+
+    @property
+    def genotype(self) -> Found:
+        """What it was built from."""
+        ...
 
 
 @torch.no_grad()

@@ -12,14 +12,16 @@ class SupervisedOptions:
     """One network on one task by plain backpropagation."""
 
     name: str = required()
-    optimizer: str = choice("sgd", "adam", "adamw")
+    optimizer: str = choice("sgd", "adam", "adamw", "nt_asgd")  # the last: sgd, later with averaged weights
     learning_rate: float = number(above=0)
-    momentum: float = number(at_least=0, below=1)  # of sgd
+    nominal_time: int | None = number(at_least=1)  # texts: the rate is in proportion to the length over this
+    momentum: float = number(at_least=0, below=1)  # of sgd and nt_asgd
+    patience: int = number(at_least=1)  # of nt_asgd: latest epochs that a loss is not held against
     betas: list[float] = required()  # of adam and adamw: decay of the first and the second moment
     weight_decay: float = number(at_least=0)
     clip: float | None = number(above=0)  # largest norm of the whole gradient; null: none
     schedule: str = choice("none", "cosine", "exponential")
-    schedule_every: str = choice("step", "epoch")  # how often the schedule moves
+    schedule_every: str = choice("step", "epoch")  # how often the schedule moves, and drop path
     final_learning_rate: float = number(at_least=0)  # where the cosine ends
     decay: float = number(above=0, at_most=1)  # of exponential: the rate's factor, at every step or epoch
     label_smoothing: float = number(at_least=0, below=1)  # share of the target spread over all classes

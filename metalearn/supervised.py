@@ -12,13 +12,14 @@ from safetensors.torch import save_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from metalearn.averaging import Averaging
 from metalearn.machine import full
 from metalearn.method import Context, Method
-from metalearn.network import Output
+from metalearn.network import OfGenotype, Output
 from metalearn.options import SupervisedOptions
 from metalearn.registry import UserError
 from metalearn.rng import seeded
-from metalearn.task import Batch, Metrics, Split
+from metalearn.task import Batch, Metrics, Split, TaskSpec
 from metalearn.tree import Tree, count, detach
 
 
@@ -38,25 +39,25 @@ class Supervised(Method):
                 f"method supervised: task {context.task.spec.name} is a few_shot; choose method=maml "
                 "(method.inner_steps=0 trains one network on all tasks) or a task of another kind"
             )
-        if options.label_smoothing and context.task.spec.kind != "classification":
-            raise UserError(
-                f"method.label_smoothing: got {options.label_smoothing} with task {context.task.spec.name}, "
-                f"a {context.task.spec.kind}; only classification has labels to smooth: set it to 0"
-            )
+        _check_kind(options, context.task.spec)
         self.options, self.task, self.machine = options, context.task, context.machine
         self.steps = context.steps
         self.network = context.network()
+        self.network.fused = context.machine.options.fused
+        self.network.fused = context.machine.options.fused
         if context.machine.options.compile:
             _check_compiled(self.network)
         self.forward = context.machine.compile(self.network)
         self.optimizer = _optimizer(options, self.network)
+        self.averaging = Averaging(self.network.parameters(), options.patience)
         self.hidden: Tree = {}
 
     def step(self, index: int) -> Metrics:
         batch = self.task.batch("train", index)
         if index % self.task.batches("train") == 0 or not self.options.carry:
             self.hidden = {}
-        self._schedule(index)
+        self._judge(index)
+        self._schedule(index, batch)
         self.network.train()
         self.optimizer.zero_grad(set_to_none=True)
         with seeded(*batch.key), self.machine.autocast():
@@ -66,6 +67,7 @@ class Supervised(Method):
         if self.options.clip is not None:
             nn.utils.clip_grad_norm_(self.network.parameters(), self.options.clip)
         self.optimizer.step()
+        self.averaging.update()
         self.hidden = detach(output.state)
         return _named("train", self.task.metrics(logits.detach(), batch))
 
@@ -82,27 +84,41 @@ class Supervised(Method):
             return self.task.loss(logits, batch)
         return F.cross_entropy(logits, batch.y, label_smoothing=smoothing)
 
-    def _schedule(self, index: int) -> None:
-        """Set progress and learning rate for this step: functions of the index alone."""
-        self.network.progress = index / self.steps
-        options = self.options
-        if options.schedule == "none":
-            return
-        period = self.task.batches("train") if options.schedule_every == "epoch" else 1
-        if options.schedule == "cosine":
-            end = options.final_learning_rate
-            progress = (index // period) / max(1, self.steps / period)
-            rate = end + (options.learning_rate - end) * (1 + math.cos(math.pi * progress)) / 2
-        else:
-            rate = options.learning_rate * options.decay ** (index // period)
+    def _judge(self, index: int) -> None:
+        """nt_asgd: after an epoch, its validation loss decides whether averaging begins, so on the host."""
+        ended = index > 0 and index % self.task.batches("train") == 0
+        if self.options.optimizer == "nt_asgd" and ended and not self.averaging.begun:
+            self.averaging.judge(self.evaluate("valid")["valid/loss"].item())
+
+    def _schedule(self, index: int, batch: Batch) -> None:
+        """Set progress and learning rate for this step: functions of the index and the batch's length."""
+        period = self.task.batches("train") if self.options.schedule_every == "epoch" else 1
+        self.network.progress = (index // period) / max(1, self.steps / period)
+        rate = self._rate(index // period)
+        if self.options.nominal_time is not None:
+            rate *= batch.x.shape[1] / self.options.nominal_time
         for group in self.optimizer.param_groups:
             group["lr"] = rate
 
+    def _rate(self, period: int) -> float:
+        """The learning rate in a period, a step or an epoch, of the schedule."""
+        options = self.options
+        if options.schedule == "none":
+            return options.learning_rate
+        if options.schedule == "exponential":
+            return options.learning_rate * options.decay**period
+        start, end = options.learning_rate, options.final_learning_rate
+        return end + (start - end) * (1 + math.cos(math.pi * self.network.progress)) / 2
+
     @torch.no_grad()
     def evaluate(self, split: Split) -> Metrics:
-        """Means over all targets of the split; language models read it as one text, state carried."""
+        """Means over all targets of the split; language models read it as one text, state carried.
+
+        With averaged weights where averaging has begun.
+        """
         self.network.eval()
-        metrics = _sweep(self._score, self.task.sweep(split), self.task.spec.kind)
+        with self.averaging.averaged():
+            metrics = _sweep(self._score, self.task.sweep(split), self.task.spec.kind)
         if self.task.spec.metric == "perplexity":
             metrics["perplexity"] = metrics["loss"].exp()  # of the mean, not the mean of batches'
         return _named(split, metrics)
@@ -113,20 +129,30 @@ class Supervised(Method):
         return self.task.metrics(full(output.logits), batch), output.state
 
     def state_dict(self) -> dict[str, Any]:
-        return {
+        state: dict[str, Any] = {
             "network": dict(self.network.state_dict()),
             "optimizer": self.optimizer.state_dict(),
             "hidden": self.hidden,
         }
+        if self.options.optimizer == "nt_asgd":
+            state["averaging"] = self.averaging.state_dict()
+        return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.hidden = {key: self.machine.put(leaf) for key, leaf in state["hidden"].items()}
+        if self.options.optimizer == "nt_asgd":
+            self.averaging.load_state_dict(state["averaging"], self.machine.put)
 
     def artifacts(self, folder: Path) -> None:
-        """`weights.safetensors` (shared tensors once) and `summary.json`."""
-        save_model(self.network, str(folder / "weights.safetensors"))
+        """`weights.safetensors` (averaged where that has begun, shared tensors once), `summary.json`, and
+        `genotype.json` where the network has a genotype.
+        """
+        with self.averaging.averaged():
+            save_model(self.network, str(folder / "weights.safetensors"))
+        if isinstance(self.network, OfGenotype):
+            (folder / "genotype.json").write_text(self.network.genotype.to_json(), encoding="utf-8")
         named = list(self.network.named_parameters())
         summary = {
             "network": type(self.network).__name__,
@@ -161,12 +187,26 @@ def _optimizer(options: SupervisedOptions, network: nn.Module) -> torch.optim.Op
         "weight_decay": options.weight_decay,
         "fused": True,
     }
-    if options.optimizer == "sgd":
+    if options.optimizer in ("sgd", "nt_asgd"):
         return torch.optim.SGD(network.parameters(), momentum=options.momentum, **common)
     if len(options.betas) != 2:
         raise UserError(f"method.betas: got {options.betas}, must be two numbers, e.g. [0.9,0.999]")
     kind = torch.optim.Adam if options.optimizer == "adam" else torch.optim.AdamW
     return kind(network.parameters(), betas=(options.betas[0], options.betas[1]), **common)
+
+
+def _check_kind(options: SupervisedOptions, spec: TaskSpec) -> None:
+    """Refuse what the task's kind has not."""
+    if options.label_smoothing and spec.kind != "classification":
+        raise UserError(
+            f"method.label_smoothing: got {options.label_smoothing} with task {spec.name}, a {spec.kind}; "
+            "only classification has labels to smooth: set it to 0"
+        )
+    if options.nominal_time is not None and spec.kind != "language_model":
+        raise UserError(
+            f"method.nominal_time: got {options.nominal_time} with task {spec.name}, a {spec.kind}; "
+            "only texts have a length: set it to null"
+        )
 
 
 def _check_compiled(network: nn.Module) -> None:

@@ -22,7 +22,8 @@ MAY_IMPORT = {  # part: the parts of metalearn that it may import, beside its ow
     "method": CORE | {"task", "network", "machine", "problem", "hypergradient"},
     "options": {"config", "registry"},
     "networks": CORE | {"task", "network", "options"},
-    "supervised": CORE | {"task", "network", "machine", "method", "options"},
+    "averaging": CORE,
+    "supervised": CORE | {"task", "network", "machine", "method", "options", "averaging"},
     "diagnose": CORE
     | {"train"}
     | {"task", "problem", "machine", "method", "hypergradient", "build", "compose", "records"},

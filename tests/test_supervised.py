@@ -102,7 +102,9 @@ def make_options(**changes):
         "name": "supervised",
         "optimizer": "adam",
         "learning_rate": 0.03,
+        "nominal_time": None,
         "momentum": 0.9,
+        "patience": 5,
         "betas": [0.9, 0.999],
         "weight_decay": 0.0,
         "clip": None,
@@ -289,6 +291,36 @@ def test_training_descends_smoothed_labels_of_both_heads_and_the_penalty():
 def test_only_labels_are_smoothed():
     with pytest.raises(UserError, match=r"label_smoothing: got 0\.1 with task here, a language_model"):
         make_method(Rows(), Sum, label_smoothing=0.1)
+
+
+def test_the_rate_is_in_proportion_to_the_length():
+    """Half of the nominal length, half of the rate (Liu et al. 2019, rnn/train.py), also of a schedule's."""
+    changes = {"nominal_time": 8, "optimizer": "sgd", "learning_rate": 0.6, "momentum": 0.0}
+    plain = make_method(Rows(), Sum, **changes | {"nominal_time": None, "learning_rate": 0.3})
+    ours = make_method(Rows(), Sum, **changes)
+    for index in range(2):
+        assert torch.equal(plain.step(index)["train/loss"], ours.step(index)["train/loss"])
+    assert torch.equal(plain.network.head.weight, ours.network.head.weight)
+    decayed = make_method(Rows(), Sum, schedule="exponential", decay=0.5, **changes)
+    for index, rate in enumerate([0.3, 0.15, 0.075]):
+        decayed.step(index)
+        assert decayed.optimizer.param_groups[0]["lr"] == pytest.approx(rate)
+    with pytest.raises(UserError, match="nominal_time: got 8 with task here, a classification; only texts"):
+        make_method(Moons(), make_mlp, nominal_time=8)
+
+
+class Found:
+    def to_json(self):
+        return '{"found": 1}'
+
+
+def test_a_genotype_is_written(tmp_path):
+    method = make_method(Moons(), make_mlp)
+    method.artifacts(tmp_path)
+    assert not (tmp_path / "genotype.json").exists()
+    method.network.genotype = Found()
+    method.artifacts(tmp_path)
+    assert (tmp_path / "genotype.json").read_text() == '{"found": 1}'
 
 
 def test_artifacts(tmp_path):
