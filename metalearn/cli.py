@@ -126,8 +126,9 @@ def _replicate(arguments: list[str]) -> int:
         "replicate", "Runs already finished are skipped, interrupted ones go on, failed ones start again."
     )
     parser.add_argument(
-        "names", nargs="+", metavar="NAME", help="recipes with a plan, and key=value overrides for every run"
-    )
+        "names", nargs="+", metavar="NAME",
+        help="recipes with a plan, tier=NAME (its budget), and key=value overrides for every run",
+    )  # fmt: skip
     parser.add_argument("--seeds", type=_integers, help="instead of the plan's own, e.g. 0,1,2")
     parser.add_argument("--jobs", type=int, help="runs at a time; default: one a core, or one on a GPU")
     parser.add_argument("--runs", default="runs", help="the folder of run directories (default: runs)")

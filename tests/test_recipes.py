@@ -26,6 +26,8 @@ TOY = {
         "network.auxiliary=false", "method.auxiliary_weight=0",
     ],
     "darts/ptb_search": ["task=python_docs", "task.batch=4", "task.time=5", "network.units=8"],
+    "darts/ptb_retrain": ["task=python_docs", "task.batch=4", "task.time=5", "network.units=8"],
+    "darts/wt2_retrain": ["task=python_docs", "task.batch=4", "task.time=5", "network.units=8"],
     "hypernetworks/": ["task=python_docs", "task.batch=2", "task.time=4", "network.units=8"],
     "learned_optimizers/mnist": ["task=digits", "task.batch=4"],
     "maml/sinusoid": ["task.batch=2"],

@@ -13,7 +13,8 @@ LEAST_SEEDS = 3  # that a claim takes
 RULE = (
     "In a table, ± is the sample standard deviation over seeds. In a claim, the first contender is held "
     "against the best of the others (by mean), seed by seed; ± is half the width of the 95 % t-interval of "
-    "the mean paired difference, and 'beats' and 'loses to' are said only where this interval excludes zero."
+    "the mean paired difference, and 'beats' and 'loses to' are said only where this interval excludes zero. "
+    "Where runs of different contenders are no pairs, the interval is Welch's, of the difference of means."
 )
 
 
@@ -32,9 +33,9 @@ class Claim(NamedTuple):
 
     verdict: str  # better, worse, unclear, none
     statement: str
-    difference: float | None = None  # mean paired difference, positive where the first is better
+    difference: float | None = None  # of the means, positive where the first is better
     half_width: float | None = None  # of its 95 % t-interval
-    seeds: tuple[int, ...] = ()  # those that both have
+    seeds: tuple[int, ...] = ()  # those that both have; of no pairs, the first's
 
 
 def summary(values: Sequence[float]) -> Summary:
@@ -50,10 +51,31 @@ def half_width(values: Sequence[float]) -> float:
     return quantile * statistics.stdev(values) / math.sqrt(len(values))
 
 
-def claim(contenders: Mapping[str, Mapping[int, float]], goal: str, unit: str, note: str = "") -> Claim:
+def welch(ours: Sequence[float], theirs: Sequence[float]) -> float:
+    """Half the 95 % interval of the difference of the means of independent samples (Welch 1947).
+
+    Both have at least two values; 0 where all values of each are the same.
+    """
+    from scipy.special import stdtrit
+
+    parts = [(statistics.variance(values) / len(values), len(values) - 1) for values in (ours, theirs)]
+    variance = sum(part for part, _ in parts)
+    if variance == 0:
+        return 0.0
+    freedom = variance**2 / sum(part**2 / degrees for part, degrees in parts)
+    return float(stdtrit(freedom, 0.5 + CONFIDENCE / 2)) * math.sqrt(variance)
+
+
+Values = Mapping[int, float]  # by seed
+
+
+def claim(
+    contenders: Mapping[str, Values], goal: str, unit: str, note: str = "", paired: bool = True
+) -> Claim:
     """The first contender against the best of the others. `contenders`: name -> seed -> value.
 
-    `note` says what is equal between them, e.g. "in equal time".
+    `note` says what is equal between them, e.g. "in equal time". `paired`: whether equal seeds make pairs;
+    otherwise the runs of both are independent samples.
     """
     (first, ours), *rest = contenders.items()
     others = [(name, values) for name, values in rest if values]
@@ -62,15 +84,15 @@ def claim(contenders: Mapping[str, Mapping[int, float]], goal: str, unit: str, n
         return Claim("none", f"no claim: no finished run of {empty}")
     sign = 1 if goal == "min" else -1
     second, theirs = min(others, key=lambda other: sign * statistics.fmean(other[1].values()))
-    seeds = tuple(seed for seed in ours if seed in theirs)
-    if len(seeds) < LEAST_SEEDS:
-        shared = f"{len(seeds)} finished seed{'' if len(seeds) == 1 else 's'}"
-        return Claim("none", f"no claim: {first} and {second} share {shared}, a claim takes {LEAST_SEEDS}")
-    differences = [sign * (theirs[seed] - ours[seed]) for seed in seeds]
-    mean, half = statistics.fmean(differences), half_width(differences)
+    seeds = tuple(seed for seed in ours if seed in theirs) if paired else tuple(ours)
+    if (least := len(seeds) if paired else min(len(ours), len(theirs))) < LEAST_SEEDS:
+        shared = f"{least} finished seed{'' if least == 1 else 's'}"
+        share = "share" if paired else "have at least"
+        return Claim("none", f"no claim: {first} and {second} {share} {shared}, a claim takes {LEAST_SEEDS}")
+    mean, half, basis = (_paired if paired else _independent)(ours, theirs, sign)
     verdict = "better" if mean - half > 0 else "worse" if mean + half < 0 else "unclear"
     words = f"{measured(abs(mean), half)} {'percentage points' if unit == '%' else unit}".rstrip()
-    basis = f"{note} (paired, {len(seeds)} seeds)".lstrip()
+    basis = f"{note} {basis}".lstrip()
     ahead = first if mean >= 0 else second
     statement = {
         "better": f"{first} beats {second} by {words} {basis}",
@@ -78,6 +100,18 @@ def claim(contenders: Mapping[str, Mapping[int, float]], goal: str, unit: str, n
         "unclear": f"no clear difference between {first} and {second}: {ahead} ahead by {words} {basis}",
     }[verdict]
     return Claim(verdict, statement, mean, half, seeds)
+
+
+def _paired(ours: Values, theirs: Values, sign: int) -> tuple[float, float, str]:
+    differences = [sign * (theirs[seed] - ours[seed]) for seed in ours if seed in theirs]
+    basis = f"(paired, {len(differences)} seeds)"
+    return statistics.fmean(differences), half_width(differences), basis
+
+
+def _independent(ours: Values, theirs: Values, sign: int) -> tuple[float, float, str]:
+    first, second = list(ours.values()), list(theirs.values())
+    mean = sign * (statistics.fmean(second) - statistics.fmean(first))
+    return mean, welch(first, second), f"(Welch, {len(first)} and {len(second)} runs)"
 
 
 def published(paper: Mapping[str, Any]) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from metalearn.records import Run
 from metalearn.report import drawings, origin
-from metalearn.report.claims import RULE
+from metalearn.report.claims import RULE, published
 from metalearn.report.numbers import duration, span
 from metalearn.report.page import Block, Command, Document, Gallery, Grid, Section, Statements, Words, write
 from metalearn.report.plan import Folders, Plan, Row, Table, evaluate, remarks
@@ -14,6 +14,7 @@ from metalearn.report.terminal import show
 HEADER = (
     "family", "task", "contender", "metric", "mean ± deviation", "runs", "seeds", "parameters", "time a run"
 )  # fmt: skip
+PAPER = HEADER.index("runs")  # where the published value stands, if any row has one
 COLUMNS = ("plan", "stage")
 NUMERIC = frozenset({4, 5, 6, 7, 8})
 
@@ -27,12 +28,17 @@ def combine(name: str, plans: Sequence[tuple[Plan, Folders]], folder: Path, seco
     tables = [evaluate(plan, folders) for plan, folders in plans]
     page = write(_document(name, tables, folder, seconds), folder, "report")
     show(
-        name,
+        _title(name, tables),
         results(tables),
         [(claim, text) for claim, _, text in _statements(tables)],
         _notices(tables),
         page,
     )
+
+
+def _title(name: str, tables: Sequence[Table]) -> str:
+    tiers = dict.fromkeys(table.plan.tier for table in tables if table.plan.tier)
+    return f"{name}, tier={' and '.join(tiers)}" if tiers else name
 
 
 def results(tables: Sequence[Table]) -> Grid:
@@ -42,7 +48,11 @@ def results(tables: Sequence[Table]) -> Grid:
         place = (row.family, row.task)
         rows.append((*(("", "") if place == before else place), *_cells(row)))
         before = place
-    return Grid(HEADER, rows, "", NUMERIC)
+    papers = [published(row.paper) if row.paper else "-" for table in tables for row in table.rows]
+    if set(papers) <= {"-"}:
+        return Grid(HEADER, rows, "", NUMERIC)
+    rows = [(*row[:PAPER], paper, *row[PAPER:]) for row, paper in zip(rows, papers, strict=True)]
+    return Grid((*HEADER[:PAPER], "paper", *HEADER[PAPER:]), rows, "", NUMERIC | {max(NUMERIC) + 1})
 
 
 def _cells(row: Row) -> tuple[str, ...]:
@@ -90,16 +100,24 @@ def _document(name: str, tables: Sequence[Table], folder: Path, seconds: float) 
     sections = [
         Section("Results", [Statements(_statements(tables)), results(tables), Words(RULE)]),
         *_unfinished(tables, folder),
+        *_selections(tables, folder),
         *(_plan(table) for table in tables if table.plan.figures),
         Section("Against the papers", _papers(tables)),
         Section("Provenance", _provenance(name, tables, runs, folder)),
     ]
-    return Document(name, lead, _notices(tables), sections)
+    return Document(_title(name, tables), lead, _notices(tables), sections)
 
 
 def _unfinished(tables: Sequence[Table], folder: Path) -> list[Section]:
     bad = [(table.plan.name, entry) for table in tables for entry in table.unfinished]
     return [Section("Runs that did not finish", [origin.listing(bad, folder, COLUMNS)])] if bad else []
+
+
+def _selections(tables: Sequence[Table], folder: Path) -> list[Section]:
+    grids = [
+        origin.selections(table.plan.name, table.selections, folder) for table in tables if table.selections
+    ]
+    return [Section("Selections", grids)] if grids else []
 
 
 def _plan(table: Table) -> Section:
@@ -109,7 +127,7 @@ def _plan(table: Table) -> Section:
 
 def _papers(tables: Sequence[Table]) -> list[Block]:
     contenders = [
-        (f"{table.plan.family}, {stage}", table.finished(stage))
+        (f"{table.plan.family}, {stage}", table.finished(stage), _scale(table.plan.tier))
         for table in tables
         for stage in table.plan.stages
     ]
@@ -125,13 +143,19 @@ def _papers(tables: Sequence[Table]) -> list[Block]:
     return [grid, Words(rule)]
 
 
+def _scale(tier: str) -> str:
+    """Why a tier's figures are held against no paper's; empty where they are."""
+    return "" if tier in ("", "paper") else f"no verdict: tier={tier} is not the paper's scale"
+
+
 def _provenance(name: str, tables: Sequence[Table], runs: Sequence[Run], folder: Path) -> list[Block]:
     everything = [(table.plan.name, entry) for table in tables for entry in table.entries]
-    seeds = sorted({entry.seed for _, entry in everything})
+    seeds = sorted({seed for table in tables for seed in table.plan.seeds})
+    tiers = "".join(dict.fromkeys(f" tier={table.plan.tier}" for table in tables if table.plan.tier))
     made: list[Block] = [origin.machine(runs), origin.data(runs)] if runs else [Words("No run has started.")]
     return [
         Words("Run it again; finished runs are kept:"),
-        Command(f"metalearn replicate {name} --seeds {','.join(map(str, seeds))}"),
+        Command(f"metalearn replicate {name} --seeds {','.join(map(str, seeds))}{tiers}"),
         *made,
         origin.listing(everything, folder, COLUMNS, f"All {len(everything)} runs"),
         *([origin.commands(runs)] if runs else []),

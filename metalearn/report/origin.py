@@ -8,9 +8,10 @@ from typing import Any
 
 from metalearn.records import NOT_COMPARABLE, Run
 from metalearn.report.claims import against_paper, published, summary
-from metalearn.report.numbers import duration
+from metalearn.report.numbers import duration, plain
 from metalearn.report.page import Grid, Link
 from metalearn.report.plan import Entry
+from metalearn.report.selections import Selection
 
 
 def machine(runs: Sequence[Run]) -> Grid:
@@ -90,10 +91,13 @@ def data(runs: Sequence[Run]) -> Grid:
     return Grid(header, rows, "Data")
 
 
-def papers(groups: Iterable[tuple[str, Sequence[Run]]]) -> Grid | None:
-    """The published value beside ours for each (name, runs of several seeds) that has a target."""
+def papers(groups: Iterable[tuple[str, Sequence[Run], str]]) -> Grid | None:
+    """The published value beside ours for each (name, runs of several seeds) that has a target.
+
+    The third is what stands in place of a verdict; empty: a verdict.
+    """
     rows = []
-    for name, runs in groups:
+    for name, runs, instead in groups:
         paper = runs[0].config.get("paper") if runs else None
         if not paper:
             continue
@@ -103,6 +107,7 @@ def papers(groups: Iterable[tuple[str, Sequence[Run]]]) -> Grid | None:
         comparable = all(run.comparable for run in runs)
         ours = f"{summary(values)} {paper['unit']}" if values else f"no {metric} yet"
         verdict = against_paper(values, paper, comparable, runs[0].goal(metric))
+        verdict = instead if instead and comparable else verdict
         rows.append((name, metric, ours.rstrip(), published(paper), paper["source"], verdict))
     header = ("contender", "metric", "ours", "paper", "source", "verdict")
     return Grid(header, rows, "", frozenset({2, 3})) if rows else None
@@ -132,3 +137,29 @@ def commands(runs: Sequence[Run]) -> Grid:
     """The command that made each run."""
     rows = [(str(run.path), shlex.join(run.provenance.get("command", [])) or "not recorded") for run in runs]
     return Grid(("run", "command"), rows, "", frozenset(), f"The commands of all {len(runs)} runs")
+
+
+def selections(plan: str, made: Sequence[Selection], folder: Path) -> Grid:
+    """One row a selection: what it chose, and the values of all candidates by seed; links from `folder`."""
+    header = ("plan", "selection", "metric", "chosen seed", "value", "genotype", "finished", "candidates")
+    return Grid(header, [(plan, *_selection(one, folder)) for one in made], "", frozenset({3, 4, 6}))
+
+
+def _selection(selection: Selection, folder: Path) -> tuple[str | Link, ...]:
+    report = selection.report
+    if report is None:
+        return selection.path.name, "-", "-", "-", "-", "-", "none was made"
+    chosen, candidates = report["chosen"], report["candidates"]
+    values = ", ".join(
+        f"{one['seed']}: {one['state'] if one['value'] is None else plain(one['value'])}"
+        for one in candidates
+    )
+    return (
+        Link(selection.path.name, os.path.relpath(selection.path, folder)),
+        report["metric"],
+        str(chosen["seed"]),
+        plain(chosen["value"]),
+        chosen["genotype"],
+        f"{report['finished']} of {len(candidates)}",
+        values,
+    )

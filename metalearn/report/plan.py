@@ -9,6 +9,7 @@ from metalearn import records
 from metalearn.records import Run
 from metalearn.registry import UserError, closest
 from metalearn.report.claims import Claim, Summary, claim, summary
+from metalearn.report.selections import Selection, made
 
 FIGURE_KEYS = ("title", "label", "x_label", "log", "stage", "stages", "curve", "artifact", "picture")
 KINDS = ("curve", "artifact", "picture")
@@ -30,12 +31,22 @@ class Plan(Protocol):
     name: str
     family: str
     seeds: list[int]
+    tier: str  # its budget; empty where it has but one
     stages: Any  # a mapping whose keys are the names
     figures: list[dict[str, Any]]
 
     @property
     def table(self) -> TableOptions:
         """The `table` block."""
+        ...
+
+    @property
+    def selections(self) -> Sequence[str]:
+        """The stages that are no runs."""
+        ...
+
+    def paired(self, stage: str) -> bool:
+        """Whether a stage's runs with different seeds share nothing."""
         ...
 
 
@@ -65,6 +76,7 @@ class Row(NamedTuple):
     parameters: tuple[int, ...]
     seconds: float | None  # mean of one run
     stamp: str
+    paper: Mapping[str, Any] | None  # what is published of the metric
 
     @property
     def summary(self) -> Summary | None:
@@ -79,6 +91,7 @@ class Table:
     entries: list[Entry]
     rows: list[Row]
     claims: list[Claim]
+    selections: list[Selection]
 
     def finished(self, stage: str) -> list[Run]:
         """The runs of a stage that got to their end, by seed."""
@@ -139,10 +152,16 @@ def _check_stage(plan: Plan, stage: str, place: str) -> None:
 def evaluate(plan: Plan, folders: Folders) -> Table:
     """Read the plan's runs. Runs that are missing or did not finish are listed and count nowhere."""
     check(plan)
-    entries = [_entry(stage, seed, path) for stage in plan.stages for seed, path in folders[stage].items()]
-    table = Table(plan, entries, [], [])
+    entries = [
+        _entry(stage, seed, path)
+        for stage in plan.stages
+        if stage not in plan.selections
+        for seed, path in folders[stage].items()
+    ]
+    selections = [made(stage, path) for stage in plan.selections for path in folders[stage].values()]
+    table = Table(plan, entries, [], [], selections)
     rows = [_row(table, contender, stage) for contender, stage in plan.table.rows.items()]
-    return Table(plan, entries, rows, _claims(plan, rows))
+    return Table(plan, entries, rows, _claims(plan, rows), selections)
 
 
 def _claims(plan: Plan, rows: Sequence[Row]) -> list[Claim]:
@@ -150,9 +169,16 @@ def _claims(plan: Plan, rows: Sequence[Row]) -> list[Claim]:
     values = {row.contender: row.values for row in rows}
     if len(values) == 1:
         return []
+    table = plan.table
     return [
-        claim({name: values[name] for name in contenders}, plan.table.goal, plan.table.unit, note)
-        for note, contenders in (plan.table.claims or {"": list(values)}).items()
+        claim(
+            {name: values[name] for name in contenders},
+            table.goal,
+            table.unit,
+            note,
+            all(plan.paired(table.rows[name]) for name in contenders),
+        )
+        for note, contenders in (table.claims or {"": list(values)}).items()
     ]
 
 
@@ -181,12 +207,23 @@ def _row(table: Table, contender: str, stage: str) -> Row:
         parameters=tuple(run.parameters for run in runs if run.parameters is not None),
         seconds=sum(seconds) / len(seconds) if seconds else None,
         stamp=next((run.stamp(metric) for run in runs), ""),
+        paper=next((paper for run in known if (paper := _published(run, metric))), None),
     )
 
 
+def _published(run: Run, metric: str) -> Mapping[str, Any] | None:
+    paper = run.config.get("paper")
+    return paper if paper and paper["metric"] == metric and paper["value"] is not None else None
+
+
 def remarks(table: Table) -> Sequence[str]:
-    """What a reader must know of the rows: finished runs that lack the metric."""
+    """What a reader must know of the rows: whose noise ± is, and finished runs that lack the metric."""
     metric, lines = table.plan.table.metric, []
+    single = [name for name, stage in table.plan.table.rows.items() if not table.plan.paired(stage)]
+    if single:
+        lines.append(
+            f"{', '.join(single)}: ± is the noise of training what was selected once, not that of searching."
+        )
     for contender, stage in table.plan.table.rows.items():
         for run in table.finished(stage):
             if metric not in run.metrics:

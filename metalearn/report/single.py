@@ -21,7 +21,7 @@ def run(directory: Path) -> None:
     found = records.read(directory)
     numbers = _numbers(found)
     page = write(_document(found, numbers), directory, "report")
-    paper = origin.papers([(found.config.get("name", ""), [found])])
+    paper = origin.papers([(found.config.get("name", ""), [found], "")])
     against = [f"paper: {row[3]} ({row[4]}); ours: {row[2]}; {row[5]}" for row in paper.rows] if paper else []
     show(str(directory), numbers, [], [*_notices(found), *against], page)
 
@@ -33,7 +33,7 @@ def page_of(directory: Path) -> Path:
 
 
 def _document(found: Run, numbers: Grid) -> Document:
-    paper = origin.papers([(found.config.get("name", ""), [found])])
+    paper = origin.papers([(found.config.get("name", ""), [found], "")])
     ours: list[Block] = [numbers] if numbers.rows else [Words("metrics.jsonl has no whole row yet.")]
     pictures = [*drawings.of_metrics({"": [found]}), *_artifacts(found)]
     sections = [

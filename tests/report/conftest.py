@@ -217,5 +217,8 @@ def _plan(**changes: Any) -> Any:
             claims={},
         ),
         "figures": [],
+        "tier": "",
+        "selections": [],
+        "paired": lambda stage: True,  # noqa: ARG005
     }
     return SimpleNamespace(**plan | changes)

@@ -1,0 +1,105 @@
+"""Jobs in the order that they need each other, several at a time."""
+
+import signal
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from metalearn.launch import checked
+from metalearn.registry import UserError
+from metalearn.replicate.jobs import Job
+from metalearn.replicate.selection import select
+from metalearn.workers import Pool
+
+
+class Outcome(NamedTuple):
+    """How a job ended."""
+
+    state: str  # finished, failed, diverged, interrupted, skipped
+    message: str
+    seconds: float
+
+
+Outcomes = dict[Path, Outcome]  # by the job's folder
+
+
+class _StopError(Exception):
+    """SIGTERM reached the parent."""
+
+
+def run_all(jobs: list[Job], workers: int) -> Outcomes:
+    """Run every job once, those that failed before again. Raises UserError when stopped by a signal."""
+
+    def stop(*_: Any) -> None:
+        raise _StopError
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        with Pool(min(workers, len(jobs)), _work) as pool:
+            return _schedule(jobs, pool)
+    except (KeyboardInterrupt, _StopError) as error:
+        stopped = UserError("stopped after a checkpoint of every run; the same command goes on from there")
+        stopped.exit_code = 143 if isinstance(error, _StopError) else 130
+        raise stopped from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _schedule(jobs: list[Job], pool: Pool) -> Outcomes:
+    outcomes: Outcomes = {}
+    waiting = list(jobs)
+
+    def end(job: Job, outcome: Outcome) -> None:
+        outcomes[job.folder] = outcome
+        place = f"[{len(outcomes):>{len(str(len(jobs)))}}/{len(jobs)}]"
+        detail = f": {outcome.message}" if outcome.message else ""
+        print(f"{place} {job} · {outcome.state} in {outcome.seconds:.0f} s{detail}", flush=True)
+
+    while waiting or pool.busy:
+        for job in list(waiting):
+            if any(need not in outcomes for need in job.needs):
+                continue
+            ready = _without_run(job, outcomes)
+            if ready is None and pool.full:
+                continue
+            waiting.remove(job)
+            if ready is None:
+                pool.start(job, job.overrides)
+            else:
+                end(job, ready)
+        for job, outcome in pool.ended() if pool.busy else ():
+            end(job, outcome or Outcome("failed", "its process was killed or crashed", 0.0))
+    return outcomes
+
+
+def _without_run(job: Job, outcomes: Outcomes) -> Outcome | None:
+    """How a job ends that takes no process: a selection, or a run that lacks what it needs."""
+    if job.choice is not None:
+        try:
+            return Outcome("finished", select(job.choice, job.folder), 0.0)
+        except UserError as error:
+            return Outcome("skipped", str(error), 0.0)
+    lacking = [need.name for need in job.needs if outcomes[need].state != "finished"]
+    return Outcome("skipped", f"needs {', '.join(lacking)}", 0.0) if lacking else None
+
+
+def _work(overrides: list[str]) -> Outcome:
+    """One run in a worker."""
+    from metalearn.cli import register_all
+    from metalearn.launch import run_one
+
+    register_all()
+    started = time.monotonic()
+
+    def ended(state: str, message: str = "") -> Outcome:
+        return Outcome(state, message, time.monotonic() - started)
+
+    try:
+        run_one(checked(overrides), ["metalearn", "train", *overrides])
+        return ended("finished")
+    except UserError as error:
+        return ended(getattr(error, "state", "failed"), str(error))
+    except SystemExit:
+        return ended("interrupted")
+    except Exception as error:  # a defect of ours: the other runs go on
+        return ended("failed", f"{type(error).__name__}: {error}")
