@@ -1,5 +1,6 @@
 """A tiny image task and a tiny supernet, for tests in float64."""
 
+import dataclasses
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -46,13 +47,14 @@ def images() -> Callable[[torch.dtype], TinyImages]:
 
 
 @pytest.fixture
-def tiny_supernet() -> Callable[[torch.dtype], Supernet]:
-    """Builds the same three cells of two nodes and two channels at each call."""
+def tiny_supernet() -> Callable[..., Supernet]:
+    """Builds the same three cells of two nodes and two channels, or of other options, at each call."""
 
-    def build(dtype: torch.dtype) -> Supernet:
+    def build(dtype: torch.dtype, **changes: int | str) -> Supernet:
         spec = TinyImages(dtype).spec
         with seeded("tiny supernet"):
-            return Supernet(SupernetOptions("darts_supernet", 3, 2, 3, 2, "darts", 1), spec).to(dtype)
+            options = SupernetOptions("darts_supernet", 3, 2, 3, 2, "darts", 1)
+            return Supernet(dataclasses.replace(options, **changes), spec).to(dtype)  # type: ignore[arg-type]
 
     return build
 
