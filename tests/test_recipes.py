@@ -17,6 +17,11 @@ RUNS = [name for name in RECIPES if name not in PLANS]
 # the same objects at a size that a test can pay for: (recipe prefix, overrides)
 TOY = {
     "darts/cifar10_search": ["task=digits", "task.batch=4", "network.cells=3", "network.channels=2"],
+    "darts/variants/": [
+        "task=digits", "task.batch=4", "task.cutout=0", "network.cells=3", "network.channels=2",
+    ],
+    "darts/variants/": ["task=digits", "task.batch=4", "network.cells=3", "network.channels=8"],
+    "darts/variants/drnas": ["task=digits", "task.batch=4", "network.cells=3", "network.channels=12"],
     "darts/cifar10_retrain": [
         "task=digits", "task.batch=4", "network.cells=3", "network.channels=2", "network.auxiliary=false",
         "method.auxiliary_weight=0",
