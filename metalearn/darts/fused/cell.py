@@ -8,8 +8,9 @@ from torch import Tensor
 
 from metalearn.darts.cell import stride_from
 from metalearn.darts.edge import MixedEdge
-from metalearn.darts.fused import eager
+from metalearn.darts.fused import compiled, eager
 from metalearn.darts.fused.edges import Leaving, outgoing
+from metalearn.darts.fused.kernels import kernels
 from metalearn.darts.genotype import INPUTS
 from metalearn.darts.operations import CANDIDATES
 
@@ -43,12 +44,17 @@ def fused_cell(
         places = outgoing(source, cell.nodes)
         edges: list[MixedEdge] = [cell.edges[place] for place in places]  # type: ignore[misc]
         leaving = Leaving(edges, stride_from(source, cell.reduction))
-        added = eager.leave(states[source], leaving, weights[places])
+        added = _leave(states[source], leaving, weights[places])
         first = cell.nodes - len(added)
         for node, contribution in enumerate(added, start=first):
             total = totals[node]
             totals[node] = contribution if total is None else total + contribution
     return torch.cat([_known(total) for total in totals], dim=1)
+
+
+def _leave(x: Tensor, edges: Leaving, weights: Tensor) -> list[Tensor]:
+    found = kernels(x)
+    return compiled.leave(found, x, edges, weights) if found else eager.leave(x, edges, weights)
 
 
 def _known(total: Tensor | None) -> Tensor:
