@@ -187,3 +187,13 @@ class DartsOptions(WeightOptions):
     stopping: StoppingOptions = field(default_factory=StoppingOptions)
     selection: SelectionOptions = field(default_factory=SelectionOptions)
     stages: StagesOptions = field(default_factory=StagesOptions)
+
+
+@register("method", "darts_random_search", "metalearn.darts.random_search:RandomSearch")
+@dataclass
+class RandomSearchOptions(WeightOptions):
+    """Random search with shared weights (Li and Talwalkar 2019): the control of a search."""
+
+    score_split: str = choice("search_valid", "valid")  # what architectures are compared on
+    candidates: int = number(at_least=1)  # architectures drawn at the end
+    batches: int = number(at_least=1)  # of a sweep, that each is scored on
