@@ -14,6 +14,7 @@ from metalearn.darts.recurrent.genotype import (
     random_genotype,
 )
 from metalearn.darts.recurrent.language_model import Masks, Words, masked, uniform
+from metalearn.darts.recurrent.scan import Scan
 from metalearn.darts.space import Choices, Mixture, SearchSpace
 from metalearn.network import Output
 from metalearn.registry import UserError
@@ -50,14 +51,22 @@ class RecurrentSupernet(SearchSpace):
         self, x: Int[Tensor, "batch time"], state: Tree | None = None, mixture: Mixture | None = None
     ) -> Output:
         """Logits [batch time symbol] under the weights "cell"; the state is `hidden` [batch units]."""
-        self._check_regularisation()
+        self._check_training(len(x))
         weights, running = self._shares(mixture)
         embedded, hidden = self.words.embed(x), self.words.start(len(x), state)
-        masks, outputs = self.words.masks(len(x)), []
+        masks = self.words.masks(len(x))
+        if self._fuses(running):
+            return self.words.score(self.cell.scan(embedded, hidden, masks, weights))
+        outputs = []
         for word in embedded.unbind(0):
             hidden = self.cell(word, hidden, masks, weights, running)
             outputs.append(hidden)
         return self.words.score(torch.stack(outputs))
+
+    def _fuses(self, running: Running) -> bool:
+        """The fused form mixes everything, by the batch's statistics, in full precision."""
+        autocast = torch.is_autocast_enabled(self.words.weight.device.type)
+        return self.fused and running is None and self.cell.norm.training and not autocast
 
     def _shares(self, mixture: Mixture | None) -> tuple[Float[Tensor, "edge operation"], Running]:
         """The mixture's weights, 0 where nothing runs, and what runs."""
@@ -70,7 +79,12 @@ class RecurrentSupernet(SearchSpace):
         running = mixture.running[KIND]
         return weights * weights.new_tensor(running), running
 
-    def _check_regularisation(self) -> None:
+    def _check_training(self, batch: int) -> None:
+        if self.cell.norm.training and batch < 2:
+            raise UserError(
+                "network darts_recurrent_supernet: got 1 row of text, which has no variance to normalise "
+                "by; raise task.batch and task.evaluation_batch, or set method.evaluation_statistics=running"
+            )
         if self.training and (self.drop_path or self.skip_dropout):
             raise UserError(
                 "network darts_recurrent_supernet: got drop path or dropout of skip connections; it has "
@@ -139,6 +153,22 @@ class MixedRecurrentCell(nn.Module):
             states.append(self.norm(node))
         return torch.stack(states[1:]).mean(dim=0)
 
+    def scan(
+        self,
+        inputs: Float[Tensor, "time batch units"],
+        hidden: Float[Tensor, "batch units"],
+        masks: Masks | None,
+        weights: Float[Tensor, "edge operation"],
+    ) -> Float[Tensor, "time batch units"]:
+        """The hidden states of a whole sequence, by the fused form; normalised by the batch."""
+        units = hidden.shape[1]
+        projected = masked(inputs, masks and masks.input) @ self.first[:units]
+        mask = torch.ones_like(hidden) if masks is None else masks.hidden
+        outputs, statistics = Scan.apply(projected, hidden, mask, weights, self.first[units:], *self.nodes)
+        if self.norm.track_running_stats:
+            follow(self.norm, statistics.flatten(0, 1), len(hidden))
+        return outputs
+
 
 def mix(
     sources: Float[Tensor, "edge batch units"],
@@ -154,6 +184,21 @@ def mix(
             moved = sources + gate * (FUNCTIONS[name](candidate) - sources)
             total = total + (shares[:, place, None, None] * moved).sum(dim=0)
     return total
+
+
+@torch.no_grad()
+def follow(norm: nn.BatchNorm1d, statistics: Float[Tensor, "call two units"], batch: int) -> None:
+    """Move the running statistics as by so many calls: each keeps 1 - momentum of what was before it."""
+    assert norm.momentum is not None
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    assert norm.num_batches_tracked is not None
+    calls, kept = len(statistics), 1.0 - norm.momentum
+    ages = torch.arange(calls - 1, -1, -1, device=statistics.device, dtype=statistics.dtype)
+    mean, variance = torch.einsum("c,csu->su", norm.momentum * kept**ages, statistics)
+    norm.running_mean.mul_(kept**calls).add_(mean)
+    norm.running_var.mul_(kept**calls).add_(variance, alpha=batch / (batch - 1))
+    norm.num_batches_tracked += calls
 
 
 def _wanted(running: Running, rows: slice) -> list[bool]:
