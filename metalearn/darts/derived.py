@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from metalearn.darts import rectified
 from metalearn.darts.cell import Cell, cell_shapes, image_shape, reductions, stem
 from metalearn.darts.config import CellNetworkOptions
 from metalearn.darts.genotype import load, random_genotype
@@ -51,13 +52,29 @@ class DerivedNetwork(Network):
     ) -> Output:
         """Logits [batch class]; in training those of the auxiliary head too, if there is one."""
         drop = self.drop_path * self.progress if self.training else 0.0
+        if self.fused and rectified.applies(x):
+            return self._rectified(x, drop)
         older, newer = self.begin(x)
         auxiliary = None
         for index, cell in enumerate(self.cells):
             older, newer = newer, cell(older, newer, drop)
-            if index == self.branch and self.auxiliary is not None and self.training:
-                auxiliary = self.auxiliary(newer)
+            if index == self.branch:
+                auxiliary = self._auxiliary(newer)
         return Output(self.classifier(newer.mean(dim=(2, 3))), auxiliary=auxiliary)
+
+    def _rectified(self, x: Tensor, drop: float) -> Output:
+        """The same, every state through its ReLU once."""
+        older, newer = self.begin(x.contiguous(memory_format=torch.channels_last))
+        older, newer, last, auxiliary = older.relu(), newer.relu(), newer, None
+        for index, cell in enumerate(self.cells):
+            last = rectified.forward(cell, older, newer, drop)  # type: ignore[arg-type]
+            older, newer = newer, last.relu()
+            if index == self.branch:
+                auxiliary = self._auxiliary(newer)
+        return Output(self.classifier(last.mean(dim=(2, 3))), auxiliary=auxiliary)
+
+    def _auxiliary(self, x: Tensor) -> Tensor | None:
+        return self.auxiliary(x) if self.auxiliary is not None and self.training else None
 
 
 class CellNetwork(DerivedNetwork):
