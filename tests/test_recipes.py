@@ -17,15 +17,19 @@ RUNS = [name for name in RECIPES if name not in PLANS]
 # the same objects at a size that a test can pay for: (recipe prefix, overrides)
 TOY = {
     "darts/cifar10_search": ["task=digits", "task.batch=4", "network.cells=3", "network.channels=2"],
-    "darts/variants/drnas": ["task=digits", "task.batch=4", "network.cells=3", "network.channels=12"],
-    "darts/variants/pcdarts": ["task=digits", "task.batch=4", "network.cells=3", "network.channels=8"],
+    "darts/variants/drnas": [
+        "task=digits", "task.batch=4", "network.cells=3", "network.channels=12", "method.warm_up=0",
+    ],
+    "darts/variants/pcdarts": [
+        "task=digits", "task.batch=4", "network.cells=3", "network.channels=8", "method.warm_up=0",
+    ],
     "darts/variants/pdarts": [  # the second step begins the second stage
         "task=digits", "task.batch=4", "network.cells=3", "network.channels=2", "train.steps=3",
         "method.warm_up=0", "method.stages.cells=[4,5]",
     ],
     "darts/variants/darts_pt": [  # all decisions before the second step
         "task=digits", "task.batch=4", "network.cells=3", "network.channels=2", "network.nodes=2",
-        "train.steps=2", "method.selection.steps=0", "method.selection.batches=1",
+        "task.evaluation_batch=4", "train.steps=2", "method.selection.steps=0", "method.selection.batches=1",
     ],
     "darts/variants/": [
         "task=digits", "task.batch=4", "task.cutout=0", "network.cells=3", "network.channels=2",

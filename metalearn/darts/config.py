@@ -130,7 +130,7 @@ class SelectionOptions:
 
     kind: str = choice("strength", "perturbation")
     steps: int = number(at_least=0)  # perturbation: steps of the weights from one decision to the next
-    learning_rate: float = number(above=0)  # perturbation: of these steps
+    learning_rate: float = number(above=0)  # perturbation: at the first of them, in place of the other
     batches: int = number(at_least=1)  # perturbation: batches of alpha's data that judge a removal
     skips: int | None = number(at_least=0)  # most skip connections of a normal cell (P-DARTS); null: any
 

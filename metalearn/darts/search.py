@@ -279,8 +279,8 @@ class Darts(Bilevel):
         return ArchitectureProblem(self.task, self.network, self.machine, options, mix, rate, hidden, penalty)
 
     def _learning_rate(self, index: int) -> float:
-        """A cosine in each stage; a constant where perturbation decides."""
+        """A cosine in each stage, and one of its own where perturbation decides."""
         if index >= self.timetable.begin:
-            return self.options.selection.learning_rate
+            return self.timetable.learning_rate(self.options, self.task, index)
         stage = self.schedule.at(index)
         return learning_rate(self.options, self.task, index - stage.begin, stage.steps)

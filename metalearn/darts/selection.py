@@ -1,5 +1,6 @@
 """How a genotype is read from a search: by strength, with a limit of skips, or by perturbation."""
 
+import dataclasses
 from collections.abc import Callable
 from itertools import zip_longest
 from typing import NamedTuple
@@ -9,11 +10,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from metalearn.darts.architecture import Masks
-from metalearn.darts.config import SelectionOptions
+from metalearn.darts.config import SelectionOptions, WeightOptions
 from metalearn.darts.genotype import AnyGenotype
 from metalearn.darts.space import Choices, Mixture, SearchSpace
+from metalearn.darts.weights import learning_rate
 from metalearn.registry import UserError
 from metalearn.rng import generator
+from metalearn.task import Task
 from metalearn.tree import Tree
 
 SKIP, LIMITED = "skip_connect", "normal"  # of cells of this kind alone
@@ -26,8 +29,8 @@ def limited(space: SearchSpace, strengths: Tree, most: int | None) -> AnyGenotyp
     """The genotype of `strengths` with at most so many skip connections in its normal cell; None: any.
 
     While there are more the weakest loses its strength and the genotype is read again, so its edge gets
-    another operation or gives way to another edge (Chen et al. 2019, section 3.3; from memory). A skip that
-    nothing can replace stays.
+    another operation or gives way to another edge (Chen et al. 2019, arXiv:1904.12760, section 3.3, and the
+    authors' code, chenxin061/pdarts, train_search.py). A skip that nothing can replace stays.
     """
     genotype = space.discretise(strengths)
     while most is not None and genotype.skips()[LIMITED] > most:
@@ -73,13 +76,15 @@ class Timetable:
 
     Each round has one decision for every kind of cell: first about the operation of an edge, all edges in
     random order; then about the incoming edges of a node, all nodes in random order that have more than a
-    genotype has (Wang et al. 2021, arXiv:2108.04392, algorithm 1; from memory). Without perturbation there
+    genotype has (Wang et al. 2021, arXiv:2108.04392, algorithm 1, from memory). The authors' code
+    (ruocwang/darts-pt, sota/cnn/projection.py) has this order too; unlike it alpha rests meanwhile, `none` is
+    not chosen, and a node's edges are judged once, not again after each that goes. Without perturbation there
     are no rounds. Raises UserError if the run is too short.
     """
 
     def __init__(self, options: SelectionOptions, space: SearchSpace, seed: int, steps: int) -> None:
         _check(options, space)
-        self.steps = options.steps
+        self.options, self.steps, self.last = options, options.steps, steps
         self.rounds = _rounds(space, seed) if options.kind == "perturbation" else []
         self.begin = steps
         if self.rounds:
@@ -98,6 +103,11 @@ class Timetable:
             return 0
         past = (index - self.begin) // self.steps if self.steps else len(self.rounds)
         return min(past + 1, len(self.rounds))
+
+    def learning_rate(self, options: WeightOptions, task: Task, index: int) -> float:
+        """Of the weights in the steps from the first decision on: as before, but from a start of its own."""
+        start = dataclasses.replace(options, learning_rate=self.options.learning_rate)
+        return learning_rate(start, task, index - self.begin, self.last - self.begin)
 
 
 def decide(

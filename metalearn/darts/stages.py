@@ -1,7 +1,8 @@
 """A search in stages: networks grow deeper while their edges lose operations (P-DARTS).
 
-Chen et al. 2019, arXiv:1904.12760, sections 3.2 and 3.3; what the paper leaves open (none is pruned like the
-others, the cosine and alpha start anew in each stage) as in the authors' code; from memory.
+Chen et al. 2019, arXiv:1904.12760, sections 3.2 and 3.3, from memory; what the paper leaves open (none is
+pruned like the others; weights, alpha and the cosine start anew in each stage) as in the authors' code
+(chenxin061/pdarts, train_search.py).
 """
 
 from typing import NamedTuple
@@ -53,7 +54,10 @@ class Schedule:
         return Stage(number, begin, end)
 
     def skip_dropout(self, index: int) -> float:
-        """Falls linearly from the stage's value to 0 (the paper says that it decays, not how)."""
+        """Falls linearly from the stage's value to 0.
+
+        The authors' code: linearly until alpha moves, then from that value again by exp(-0.2) an epoch.
+        """
         stage, rates = self.at(index), self.options.skip_dropout
         return rates[stage.number] * (1 - stage.progress(index)) if rates else 0.0
 

@@ -192,6 +192,7 @@ class ThreeEdges(SearchSpace):
         return Pair(tuple(sorted((edge, self.OPERATIONS[1 + int(place[edge])]) for edge in edges)))
 
     def encode(self, genotype):
+        assert isinstance(genotype, Pair)
         mask = torch.zeros(3, 3, dtype=torch.bool)
         for edge, name in genotype.edges:
             mask[edge, self.OPERATIONS.index(name)] = True
@@ -263,11 +264,10 @@ def search(images, tiny_supernet, machine, options):
 def test_a_search_ends_with_one_genotype_and_resumes_between_decisions(search, tmp_path):
     straight, first = search(), search()
     assert straight.timetable.begin == 2
-    rows, halves = [], []
-    for index in range(13):
-        rows.append(straight.step(index))
-        if index == 2:
-            frozen = {kind: leaf.detach().clone() for kind, leaf in straight.alpha.items()}
+    rows = [straight.step(index) for index in range(3)]
+    frozen = {kind: leaf.detach().clone() for kind, leaf in straight.alpha.items()}
+    rows += [straight.step(index) for index in range(3, 13)]
+    halves = []
     for index in range(13):
         halves.append(first.step(index))
         if index in (1, 4):
@@ -289,6 +289,7 @@ def test_the_weights_learn_at_a_rate_of_their_own_with_fresh_momentum(search):
     params = {key: leaf.clone() for key, leaf in run.inner.params.items()}
     run.step(2)
     assert run._learning_rate(2) == 1e-9 < before
+    assert 0 < run._learning_rate(12) < run._learning_rate(7) < 1e-9
     torch.testing.assert_close(run.inner.params, params, rtol=0, atol=1e-6)
     run.step(3)
     torch.testing.assert_close(run.inner.params, params, rtol=0, atol=1e-6)
