@@ -1,5 +1,6 @@
 """The edges that leave a state by compiled kernels: one differentiable function with its gradients by hand."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,6 +16,8 @@ from metalearn.darts.fused.statistics import track
 POOLS = ("max_pool_3x3", "avg_pool_3x3")
 TERMS = (*POOLS, "skip_connect", *(kind.name for kind in SEPARABLES))
 SKIP, FIRST = len(POOLS), len(POOLS) + 1  # where the skip connection and the first convolution stand
+LAYERS = [(kind, number) for kind in SEPARABLES for number in range(kind.layers)]
+LAST = [place for place, (kind, number) in enumerate(LAYERS) if number + 1 == kind.layers]
 
 
 def leave(
@@ -30,15 +33,23 @@ def leave(
     image = _last(x)
     skip = image if edges.stride == 1 else _reduced(torch.relu(image), edges)
     layers, norms = [], []
-    for kind in SEPARABLES:
-        for number in range(kind.layers):
-            layer = edges.layer(kind, number)
-            layers += [_taps(layer.depthwise, len(edges)), layer.pointwise.view(len(edges), -1, x.shape[1])]
-            norms.append(layer.norms)
+    for kind, number in LAYERS:
+        layer = edges.layer(kind, number)
+        layers += [_taps(layer.depthwise, len(edges)), layer.pointwise.view(len(edges), -1, x.shape[1])]
+        norms.append(layer.norms)
     shares = weights[:, [edges.places[name] for name in TERMS]]
     moments: list[Moments] = []
     added = Leave.apply(
-        kernels, edges.stride, norms[0][0].eps, moments, image, _last(largest), _last(average), skip, shares, *layers
+        kernels,
+        edges.stride,
+        norms[0][0].eps,
+        moments,
+        image,
+        _last(largest),
+        _last(average),
+        skip,
+        shares,
+        *layers,
     )
     track(_terms_norms(edges) + norms, moments)
     return [_first(image) for image in added]  # type: ignore[union-attr]
@@ -78,7 +89,7 @@ class Leave(torch.autograd.Function):
     """The weighted sums of the normalised terms, one image [batch height width channel] for each edge.
 
     Depthwise outputs are not kept but computed again for the gradient of the weights. `moments` gets those
-    of the terms that are normalised, and of the first layers, in the order of TERMS and of the layers.
+    of the terms that are normalised, and of all layers, in the order of TERMS and of LAYERS.
     """
 
     @staticmethod
@@ -86,71 +97,117 @@ class Leave(torch.autograd.Function):
         ctx: Any, kernels: Kernels, stride: int, epsilon: float, moments: list[Moments],
         x: Tensor, largest: Tensor, average: Tensor, skip: Tensor, shares: Tensor, *weights: Tensor,
     ) -> tuple[Tensor, ...]:  # fmt: skip
-        layers, outputs, inner = _convolve(kernels, x, stride, epsilon, weights)
+        held = Held(kernels, stride, epsilon)
+        outputs = held.convolve(x, weights)
         pools = [_for_all(kernels.moments(image[None]), len(shares)) for image in (largest, average)]
         skips = [kernels.moments(skip)] if stride == 2 else []
-        moments += [*pools, *skips, *inner]
+        moments += [*pools, *skips, *held.inner]
 
-        last = [place for place, layer in enumerate(layers) if _is_last(layers, place)]
-        terms = [largest, average, skip, *(outputs[place] for place in last)]
-        normalised = [*pools, skips[0] if skips else _identity(pools[0]), *(inner[place] for place in last)]
-        mean = torch.stack([moment.mean for moment in normalised])
-        inverse = torch.stack([(moment.variance + epsilon).rsqrt() for moment in normalised])
-        if stride == 1:
-            inverse[SKIP] = 1
-        scale = (shares.t()[:, :, None] * inverse).contiguous()
-        added = kernels.mix(terms, scale, -(scale * mean).sum(0))
-
-        ctx.kernels, ctx.layers, ctx.inner, ctx.epsilon = kernels, layers, inner, epsilon
-        ctx.stride, ctx.count = stride, normalised[0].count
-        ctx.terms, ctx.outputs, ctx.scale, ctx.inverse, ctx.mean = terms, outputs, scale, inverse, mean
-        return tuple(added)
+        normalised = [*pools, *(skips or [_identity(pools[0])]), *(held.inner[place] for place in LAST)]
+        held.normalise(normalised, shares)
+        terms = [largest, average, skip, *(outputs[place] for place in LAST)]
+        ctx.held = held
+        ctx.save_for_backward(x, largest, average, skip, *outputs, *weights)
+        return tuple(kernels.mix(terms, held.scale, -(held.scale * held.mean).sum(0)))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         refuse_second_derivative()
+        held, (x, *images), wanted = ctx.held, ctx.saved_tensors, ctx.needs_input_grad
+        inputs, outputs, weights = (
+            images[:FIRST],
+            images[FIRST : -2 * len(LAYERS)],
+            images[-2 * len(LAYERS) :],
+        )
+        terms = [*inputs, *(outputs[place] for place in LAST)]
         incoming = Gradients(grads)
-        total, along = ctx.kernels.project(incoming, ctx.terms, ctx.mean)
-        by_shares = (along * ctx.inverse).sum(-1).t()
-        lines = _lines(ctx.scale, ctx.inverse, ctx.mean, total, along, ctx.count)
-        if ctx.stride == 1:
-            lines.tilt[SKIP], lines.offset[SKIP] = 0, 0
-        if not any(ctx.needs_input_grad[4:8]) and not any(ctx.needs_input_grad[9:]):
-            return *(None,) * 8, by_shares, *(None,) * len(ctx.needs_input_grad[9:])
-        pools = [_gathered(ctx, place, incoming, lines) for place in range(len(POOLS))]
-        if ctx.stride == 1:
-            by_x, by_skip = _gathered(ctx, SKIP, incoming, lines), None
+        by_shares, lines = held.pull_back(incoming, terms)
+        if not any(wanted[4:8]) and not any(wanted[9:]):
+            return *(None,) * 8, by_shares, *(None,) * len(weights)
+        by_pools = [held.gathered(place, incoming, terms, lines) for place in range(SKIP)]
+        if held.stride == 1:
+            by_x, by_skip = held.gathered(SKIP, incoming, terms, lines), None
         else:
-            by_x, by_skip = torch.zeros_like(ctx.layers[0].x), _bent(ctx.terms[SKIP], grads, lines)
-        by_weights = _back(ctx, incoming, lines, by_x)
-        return None, None, None, None, by_x, *pools, by_skip, by_shares, *by_weights
+            by_x, by_skip = torch.zeros_like(x), _bent(terms[SKIP], grads, lines)
+        by_weights = held.back(x, outputs, weights, incoming, lines, by_x, any(wanted[9:]))
+        return None, None, None, None, by_x, *by_pools, by_skip, by_shares, *by_weights
 
 
-def _convolve(
-    kernels: Kernels, x: Tensor, stride: int, epsilon: float, weights: tuple[Tensor, ...]
-) -> tuple[list[Layer], list[Tensor], list[Moments]]:
-    """All layers of all convolutions, their outputs and the moments of these."""
-    layers: list[Layer] = []
-    outputs: list[Tensor] = []
-    inner: list[Moments] = []
-    pairs = zip(weights[::2], weights[1::2], strict=True)
-    for kind in SEPARABLES:
-        for number in range(kind.layers):
-            source, scale, shift = x, None, None
-            if number:
-                source, scale = outputs[-1], (inner[-1].variance + epsilon).rsqrt()
-                shift = -inner[-1].mean * scale
-            step = 1 if number else stride
-            layers.append(Layer(source, scale, shift, *next(pairs), step, kind.dilation))
-            output, moment = kernels.forward(layers[-1])
+class Held:
+    """What a backward pass needs beside images and weights."""
+
+    inner: list[Moments]  # of each layer's output
+    scale: Tensor  # [term edge channel], of each term in the sum: its share times the inverse deviation
+    inverse: Tensor  # [term edge channel], 1 over the deviation
+    mean: Tensor  # [term edge channel]
+    count: int  # of numbers of a channel in the outputs
+
+    def __init__(self, kernels: Kernels, stride: int, epsilon: float) -> None:
+        self.kernels, self.stride, self.epsilon, self.inner = kernels, stride, epsilon, []
+
+    def convolve(self, x: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
+        """The outputs of all layers; keeps their moments."""
+        outputs: list[Tensor] = []
+        for place in range(len(LAYERS)):
+            output, moments = self.kernels.forward(self._layer(place, x, outputs, weights))
             outputs.append(output)
-            inner.append(moment)
-    return layers, outputs, inner
+            self.inner.append(moments)
+        return outputs
 
+    def normalise(self, terms: Sequence[Moments], shares: Float[Tensor, "edge term"]) -> None:
+        """Keeps the moments of the terms; a skip connection of stride 1 is not normalised."""
+        self.count, self.mean = terms[0].count, torch.stack([term.mean for term in terms])
+        self.inverse = torch.stack([(term.variance + self.epsilon).rsqrt() for term in terms])
+        if self.stride == 1:
+            self.inverse[SKIP] = 1
+        self.scale = (shares.t()[:, :, None] * self.inverse).contiguous()
 
-def _is_last(layers: list[Layer], place: int) -> bool:
-    """Whether no other layer reads this one's output."""
-    return place + 1 == len(layers) or layers[place + 1].scale is None
+    def pull_back(self, grads: Gradients, terms: Sequence[Tensor]) -> tuple[Float[Tensor, "edge term"], Line]:
+        """The gradient of the shares, and what makes the terms' gradients of those of the outputs."""
+        total, along = self.kernels.project(grads, terms, self.mean)
+        lines = _lines(self.scale, self.inverse, self.mean, total, along, self.count)
+        if self.stride == 1:
+            lines.tilt[SKIP], lines.offset[SKIP] = 0, 0
+        return (along * self.inverse).sum(-1).t(), lines
+
+    def gathered(self, place: int, grads: Gradients, terms: Sequence[Tensor], lines: Line) -> Tensor:
+        """The gradient of a term that is one for all edges."""
+        tilt, offset = lines.tilt[place].sum(0), lines.offset[place].sum(0)
+        return self.kernels.gather(grads, lines.slope[place], terms[place], tilt, offset)
+
+    def back(
+        self, x: Tensor, outputs: Sequence[Tensor], weights: Sequence[Tensor],
+        grads: Gradients, lines: Line, by_x: Tensor, wanted: bool,
+    ) -> list[Tensor | None]:  # fmt: skip
+        """Adds the convolutions' share to by_x; returns the gradients of their weights, if wanted."""
+        found: list[list[Tensor | None]] = []
+        incoming, line = grads, lines
+        for place in reversed(range(len(LAYERS))):
+            layer = self._layer(place, x, outputs, weights)
+            if place in LAST:
+                term = FIRST + LAST.index(place)
+                incoming, line = grads, Line(*(part[term] for part in lines))
+            room = _room(layer) if wanted else None
+            if layer.scale is None:
+                self.kernels.backward(layer, incoming, outputs[place], line, by_x, room)
+            else:
+                before, by_input = self.inner[place - 1], torch.empty_like(layer.x)
+                total, along = self.kernels.backward(
+                    layer, incoming, outputs[place], line, by_input, room, before.mean
+                )
+                line = _lines(layer.scale, layer.scale, before.mean, total, along, before.count)
+                incoming = Gradients(list(by_input))
+            found.append([part.sum(0) for part in room] if room else [None, None])
+        return [grad for pair in reversed(found) for grad in pair]
+
+    def _layer(self, place: int, x: Tensor, outputs: Sequence[Tensor], weights: Sequence[Tensor]) -> Layer:
+        kind, number = LAYERS[place]
+        depthwise, pointwise = weights[2 * place : 2 * place + 2]
+        if number == 0:
+            return Layer(x, None, None, depthwise, pointwise, self.stride, kind.dilation)
+        before = self.inner[place - 1]
+        scale = (before.variance + self.epsilon).rsqrt()
+        return Layer(outputs[place - 1], scale, -before.mean * scale, depthwise, pointwise, 1, kind.dilation)
 
 
 def _for_all(moments: Moments, edges: int) -> Moments:
@@ -161,49 +218,22 @@ def _identity(like: Moments) -> Moments:
     return Moments(torch.zeros_like(like.mean), torch.ones_like(like.mean), like.count)
 
 
-def _lines(
-    scale: Tensor, inverse: Tensor, mean: Tensor, total: Tensor, along: Tensor, count: int
-) -> Line:
-    """Gradients of normalised values times scale/inverse, by the values: J of batch normalisation."""
+def _lines(scale: Tensor, inverse: Tensor, mean: Tensor, total: Tensor, along: Tensor, count: int) -> Line:
+    """Back through a normalisation whose output is scaled by scale / inverse.
+
+    `total` and `along` are the sums of the gradient and of the gradient times (value - mean).
+    """
     tilt = -scale * inverse.square() * along / count
     return Line(scale, tilt, -scale * total / count - tilt * mean)
 
 
-def _gathered(ctx: Any, place: int, grads: Gradients, lines: Line) -> Tensor:
-    tilt, offset = lines.tilt[place].sum(0), lines.offset[place].sum(0)
-    return ctx.kernels.gather(grads, lines.slope[place], ctx.terms[place], tilt, offset)
-
-
-def _bent(skip: Tensor, grads: tuple[Tensor, ...], lines: Line) -> Tensor:
+def _bent(skip: Tensor, grads: Sequence[Tensor], lines: Line) -> Tensor:
     """The gradient of the skip connections' convolutions."""
     slope, tilt, offset = (part[SKIP][:, None, None, None] for part in lines)
     out = torch.addcmul(offset, skip, tilt)
     for edge, grad in enumerate(grads):
         out[edge].addcmul_(grad, slope[edge])
     return out
-
-
-def _back(ctx: Any, grads: Gradients, lines: Line, by_x: Tensor) -> list[Tensor | None]:
-    """Adds the convolutions' share to by_x; returns the gradients of their weights, where they are wanted."""
-    found: list[list[Tensor | None]] = []
-    term = len(TERMS)
-    for place in reversed(range(len(ctx.layers))):
-        layer = ctx.layers[place]
-        if _is_last(ctx.layers, place):
-            term -= 1
-            incoming, line = grads, Line(*(part[term] for part in lines))
-        by_weights = _room(layer) if any(ctx.needs_input_grad[9:]) else None
-        out = by_x if layer.scale is None else torch.empty_like(layer.x)
-        before = ctx.inner[place - 1]
-        centre = None if layer.scale is None else before.mean
-        total, along = ctx.kernels.backward(
-            layer, incoming, ctx.outputs[place], line, out, by_weights, centre
-        )
-        if layer.scale is not None:
-            line = _lines(layer.scale, layer.scale, before.mean, total, along, before.count)
-            incoming = Gradients(list(out))
-        found.append([None, None] if by_weights is None else [part.sum(0) for part in by_weights])
-    return [grad for pair in reversed(found) for grad in pair]
 
 
 def _room(layer: Layer) -> tuple[Tensor, Tensor]:

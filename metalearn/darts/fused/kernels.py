@@ -111,7 +111,11 @@ class Kernels:
         inputs = (layer.x, layer.scale, layer.shift, centre, layer.depthwise, layer.pointwise)
         outputs = (by_x, total, along, by_depthwise, by_pointwise)
         self._call(
-            "layer_backward", shape, grads.pointers, grads.steps, *map(_pointer, (y, *line, *inputs, *outputs))
+            "layer_backward",
+            shape,
+            grads.pointers,
+            grads.steps,
+            *map(_pointer, (y, *line, *inputs, *outputs)),
         )
         return total.sum(0), along.sum(0)
 
@@ -122,7 +126,9 @@ class Kernels:
         self._call("moments", shape, *map(_pointer, (x, mean, squares)))
         return _merged(mean, squares, shape.height * shape.width)
 
-    def mix(self, terms: Sequence[Tensor], scale: Float[Tensor, "term edge channel"], offset: Tensor) -> list[Tensor]:
+    def mix(
+        self, terms: Sequence[Tensor], scale: Float[Tensor, "term edge channel"], offset: Tensor
+    ) -> list[Tensor]:
         """Of each edge the sum of scaled terms and the offset [edge channel]."""
         edges = scale.shape[1]
         out = [terms[0].new_empty(terms[0].shape) for _ in range(edges)]
