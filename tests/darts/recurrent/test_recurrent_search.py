@@ -118,7 +118,7 @@ def test_redrawn_masks_drown_the_finite_difference(bilevel):
 
 
 def test_the_authors_derivatives_of_clipping_differ_from_the_exact_one(bilevel):
-    """constant leaves out how the norm moves; authors scales by limit / norm, also where nothing is clipped."""
+    """constant leaves out how the norm moves; authors scales by limit / norm where nothing is clipped too."""
     grads = {}
     for clip in (0.25, 1e3):
         for derivative in ("exact", "constant", "authors"):
