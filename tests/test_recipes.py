@@ -28,7 +28,7 @@ TOY = {
         "method.warm_up=0", "method.stages.cells=[4,5]",
     ],
     "darts/variants/darts_pt": [  # all decisions before the second step
-        "task=digits", "task.batch=4", "network.cells=3", "network.channels=2", "network.nodes=2",
+        "task=digits", "task.batch=4", "network.cells=3", "network.channels=2", "network.nodes=1",
         "task.evaluation_batch=4", "train.steps=2", "method.selection.steps=0", "method.selection.batches=1",
     ],
     "darts/variants/": [
