@@ -33,6 +33,7 @@ from metalearn.darts.search import Darts
 from metalearn.darts.space import Mixture
 from metalearn.machine import Machine
 from metalearn.method import Context
+from metalearn.network import Network
 from metalearn.rng import generator, seeded
 from metalearn.task import Batch, Metrics, Split, Task, TaskSpec
 from metalearn.tree import Tree
@@ -68,7 +69,7 @@ class Noise(Task):
 
 
 class PeerSearch:
-    """The search step as the peers run it (rnn/architect.py and rnn/train_search.py), on our plain supernet."""
+    """The search step as the peers run it (their rnn/architect.py), on our plain supernet."""
 
     def __init__(self, network: nn.Module, task: Task, second_order: bool) -> None:
         self.network, self.task, self.second_order = network.train(), task, second_order
@@ -156,7 +157,7 @@ def _peer(order: str, device: str) -> Callable[[], object]:
     return _stepping(PeerSearch(network, task, order == "second order").step, False)
 
 
-def _parts(config: Config) -> tuple[Machine, Noise, nn.Module]:
+def _parts(config: Config) -> tuple[Machine, Noise, Network]:
     machine = Machine(config.machine)
     task = Noise(machine.device)
     with seeded("network"):
@@ -177,15 +178,15 @@ def _stepping(step: Callable[[int], object], compiler: bool) -> Callable[[], obj
 
 
 def bound(order: str) -> float:
-    """Milliseconds that a step's products of matrices take at the speed of one of 1536^3, best of ten."""
+    """CPU milliseconds that a step's products of matrices take at the speed of one of 1536^3, best of ten."""
     edges = NODES * (NODES + 1) // 2
     products = ROWS * TIME * UNITS * ((edges + 2) * 2 * UNITS + WORDS)  # multiply-adds of one pass
     factor = torch.randn(1536, 1536)
     seconds = []
     for _ in range(10):
-        start = time.perf_counter()
+        start = time.process_time()
         torch.mm(factor, factor)
-        seconds.append(time.perf_counter() - start)
+        seconds.append(time.process_time() - start)
     return 1e3 * sum(PASSES[order]) * products * min(seconds) / 1536**3
 
 
@@ -200,7 +201,7 @@ def main() -> None:
     for order in chosen.orders:
         rows = measure(contenders(order, chosen.machine), chosen.rounds)
         torch.set_num_threads(1)
-        title = f"DARTS recurrent search step {order}: products alone would take {bound(order):.0f} ms, one thread"
+        title = f"DARTS recurrent search step {order}: products alone would take {bound(order):.0f} ms"
         report(title, rows, chosen.save)
 
 
