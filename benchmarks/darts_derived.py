@@ -1,8 +1,8 @@
 """One step of the derived network, training from scratch: `uv run python -m benchmarks.darts_derived`.
 
 darts_v2, 20 cells, 36 channels, auxiliary head at 0.4, no drop path, batch 8, 3x32x32, float32; a step is
-forward, backward, clipping and SGD. "plain" computes as the peers do, image by image (NCHW); "channels-last" is
-the same with the memory of pixels together; "ours" is `machine.fused=true`. For reference only, CPU ms at one
+forward, backward, clipping and SGD. "plain" computes as the peers do, channel by channel (NCHW); beside it
+the same on channels-last memory; "ours" is `machine.fused=true`. For reference only, CPU ms at one
 thread on 2026-11-21 (2 vCPU AMD EPYC, torch 2.13): quark0/darts 926, channels-last 745.
 """
 
