@@ -44,7 +44,6 @@ class Supervised(Method):
         self.steps = context.steps
         self.network = context.network()
         self.network.fused = context.machine.options.fused
-        self.network.fused = context.machine.options.fused
         if context.machine.options.compile:
             _check_compiled(self.network)
         self.forward = context.machine.compile(self.network)
