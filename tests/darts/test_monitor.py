@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import tasks  # noqa: F401
+from metalearn.build import build
 from metalearn.compose import compose
 from metalearn.darts.measure import Measure
 from metalearn.darts.search import Darts
@@ -265,3 +266,29 @@ def test_rules_start_anew_when_the_search_does(search, monkeypatch):
     run.monitor.restart()
     run.step(1)
     assert (len(run.monitor.places), run.monitor.regularisation.raised) == (1, 0)
+
+
+def test_texts_are_measured_as_one_sequence():
+    """The second batch starts from the state after the first, for the supernet and for the eigenvalue."""
+    lines = ["recipe=darts/ptb_search", "task=python_docs", "task.batch=3", "task.time=5", "network.units=6"]
+    rules = ["method.monitor.batches=2", "method.monitor.iterations=1", "method.alpha_init=normal"]
+    run = build(compose([*lines, "network.nodes=2", "machine=cpu", *rules])).method
+    assert isinstance(run, Darts)
+    first, second = (run.task.batch("valid", index) for index in range(2))
+    network, state, losses = run.network, None, []
+    set_evaluation(network, batch_statistics=True)
+    network.fused = False
+    for batch in (first, second):
+        output = network(batch.x, state, run._problem(0).mix(run.alpha))
+        state = output.state
+        losses.append(run.task.loss(output.logits, batch))
+    network.train()
+    network.fused = True  # without second derivatives: measuring must set it aside
+    found = measure(run).gap(run.alpha, network.discretise(run._strengths()))["monitor/supernet"]
+    torch.testing.assert_close(found.float(), torch.stack(losses).mean().detach())
+    grad = torch.autograd.grad(torch.stack(losses).mean(), run.alpha["cell"], create_graph=True)[0]
+    start = torch.randn(grad.shape, generator=generator("start"))
+    start /= start.norm()
+    curved = torch.autograd.grad((grad * start).sum(), run.alpha["cell"])[0]
+    eigenvalue = measure(run).eigenvalue(run.alpha, generator("start"))["monitor/eigenvalue"]
+    torch.testing.assert_close(eigenvalue.float(), (curved * start).sum(), rtol=1e-3, atol=1e-7)
