@@ -145,12 +145,13 @@ def test_the_means_are_evaluated_and_written(tmp_path):
 def test_resume_is_bit_exact(cut, tmp_path):
     """Before, at and after the beginning, which is at step 9."""
     told = [1.0, 2.0, 2.0]
-    unbroken, first = make_method(Line(told)), make_method(Line(told))
+    task = Line(told)
+    unbroken, first = make_method(Line(told)), make_method(task)
     expected = [unbroken.step(index) for index in range(5 * EPOCH)]
     for index in range(cut):
         first.step(index)
     torch.save(first.state_dict(), tmp_path / "state.pt")
-    second = make_method(Line(told[first.task.sweeps :]))
+    second = make_method(Line(told[task.sweeps :]))
     second.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     for index in range(cut, 5 * EPOCH):
         assert torch.equal(second.step(index)["train/loss"], expected[index]["train/loss"])
