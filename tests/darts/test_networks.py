@@ -197,3 +197,30 @@ def test_drop_path_grows_with_progress_and_stops_in_evaluation():
     assert not torch.equal(network(x).logits, network(x).logits)
     network.eval()
     torch.testing.assert_close(network(x).logits, network(x).logits, rtol=0, atol=0)
+
+
+def test_supernet_cuts_all_operations_but_identities_in_training(tiny_supernet, monkeypatch):
+    """Sheet, section 4.1: 3 cells of 5 edges of 7 operations; of a reduction, 4 of 5 skips are strided."""
+    network = tiny_supernet(torch.float32)
+    calls: list[float] = []
+    monkeypatch.setattr("metalearn.darts.edge.drop_path", lambda x, p: calls.append(p) or x)
+    network.drop_path = 0.3
+    x = torch.randn(4, 1, 8, 8, generator=generator("x"))
+    network(x)
+    assert calls == [0.3] * (3 * 5 * 7 - (5 + 1 + 1))
+    network.eval()(x)
+    assert len(calls) == 3 * 5 * 7 - 7
+
+
+def test_supernet_drops_the_outputs_of_skips_alone(tiny_supernet):
+    """Of a network of skips; one of convolutions stays as it is."""
+    network = tiny_supernet(torch.float32)
+    x = torch.randn(4, 1, 8, 8, generator=generator("x"))
+    for place, moves in [(3, True), (4, False)]:
+        weights = {kind: torch.zeros(5, 8) for kind in network.choices}
+        for leaf in weights.values():
+            leaf[:, place] = 1.0
+        network.skip_dropout = 0.0
+        plain = network(x, mixture=Mixture(weights)).logits
+        network.skip_dropout = 0.5
+        assert torch.equal(network(x, mixture=Mixture(weights)).logits, plain) != moves
