@@ -34,6 +34,17 @@ TOY = {
     "darts/variants/": [
         "task=digits", "task.batch=4", "task.cutout=0", "network.cells=3", "network.channels=2",
     ],
+    "darts/cifar10_weight_sharing": [
+        "task=digits", "task.batch=4", "network.cells=3", "network.channels=2", "train.steps=2",
+        "method.candidates=2", "method.batches=1",
+    ],
+    "darts/mnist_search": ["task=digits", "task.batch=4", "network.cells=3", "network.channels=2"],
+    "darts/mnist_weight_sharing": [
+        "task=digits", "task.batch=4", "network.cells=3", "network.channels=2", "train.steps=2",
+        "method.candidates=2", "method.batches=1",
+    ],
+    "darts/mnist_retrain": ["task=digits", "task.batch=4", "network.cells=3", "network.channels=2"],
+    "darts/ptb_weight_sharing": ["task=python_docs", "task.batch=4", "task.time=5", "network.units=8"],
     "darts/cifar10_retrain": [
         "task=digits", "task.batch=4", "network.cells=3", "network.channels=2", "network.auxiliary=false",
         "method.auxiliary_weight=0",
@@ -86,6 +97,17 @@ def test_plan_is_whole(name, tmp_path):
             check_run(plan, job.stage, compose(job.overrides))
         stages = [figure.get("stage") for figure in plan.figures if "stage" in figure]
         assert set(stages) <= set(plan.stages)
+
+
+TIERS = [(name, tier) for name in PLANS for tier in recompose([f"recipe={name}"]).replicate.get("tiers", {})]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "tier"), TIERS)
+def test_every_tier_of_a_plan_composes(name, tier, tmp_path):
+    (plan,) = load(name, None, tier)
+    for job in {job.stage: job for job in jobs(plan, [], tmp_path) if not job.choice}.values():
+        check_run(plan, job.stage, compose(job.overrides))
 
 
 @pytest.mark.parametrize("name", RUNS)

@@ -87,7 +87,7 @@ def claim(
     seeds = tuple(seed for seed in ours if seed in theirs) if paired else tuple(ours)
     if (least := len(seeds) if paired else min(len(ours), len(theirs))) < LEAST_SEEDS:
         shared = f"{least} finished seed{'' if least == 1 else 's'}"
-        share = "share" if paired else "have at least"
+        share = "share" if paired else "have as few as"
         return Claim("none", f"no claim: {first} and {second} {share} {shared}, a claim takes {LEAST_SEEDS}")
     mean, half, basis = (_paired if paired else _independent)(ours, theirs, sign)
     verdict = "better" if mean - half > 0 else "worse" if mean + half < 0 else "unclear"

@@ -207,7 +207,7 @@ def _row(table: Table, contender: str, stage: str) -> Row:
         parameters=tuple(run.parameters for run in runs if run.parameters is not None),
         seconds=sum(seconds) / len(seconds) if seconds else None,
         stamp=next((run.stamp(metric) for run in runs), ""),
-        paper=next((paper for run in known if (paper := _published(run, metric))), None),
+        paper=next((paper for run in runs if (paper := _published(run, metric))), None),
     )
 
 
@@ -217,8 +217,10 @@ def _published(run: Run, metric: str) -> Mapping[str, Any] | None:
 
 
 def remarks(table: Table) -> Sequence[str]:
-    """What a reader must know of the rows: whose noise ± is, and finished runs that lack the metric."""
-    metric, lines = table.plan.table.metric, []
+    """What a reader must know of the rows: their scale, whose noise ± is, what lacks the metric."""
+    metric, tier, lines = table.plan.table.metric, table.plan.tier, []
+    if tier not in ("", "paper") and any(row.paper for row in table.rows):
+        lines.append(f"tier={tier} is not the paper's scale; published values are shown, not compared with.")
     single = [name for name, stage in table.plan.table.rows.items() if not table.plan.paired(stage)]
     if single:
         lines.append(

@@ -41,6 +41,23 @@ def test_the_interval_is_that_of_the_paired_t_test():
     assert held.verdict == "unclear"
 
 
+def test_runs_that_are_no_pairs_are_held_by_welch():
+    """Against scipy's test of unequal variances; seeds that differ and counts that differ do not matter."""
+    ours, theirs = [3.1, 2.7, 2.9], [4.0, 4.4, 3.1, 4.9, 3.6]
+    expected = stats.ttest_ind(theirs, ours, equal_var=False).confidence_interval(0.95)
+
+    held = claim({"a": dict(enumerate(ours)), "b": dict(enumerate(theirs, 10))}, "min", "", paired=False)
+
+    assert held.difference is not None
+    assert held.half_width is not None
+    assert held.difference - held.half_width == pytest.approx(expected.low)
+    assert held.difference + held.half_width == pytest.approx(expected.high)
+    assert (held.verdict, held.seeds) == ("better", (0, 1, 2))
+    assert held.statement.endswith("(Welch, 3 and 5 runs)")
+    few = claim({"a": {0: 1.0, 1: 2.0}, "b": dict(enumerate(theirs))}, "min", "", paired=False)
+    assert few.statement == "no claim: a and b have as few as 2 finished seeds, a claim takes 3"
+
+
 @pytest.mark.parametrize(
     ("theirs", "goal", "verdict", "words"),
     [
