@@ -1,4 +1,4 @@
-"""Builds kernels.c with the system's compiler, once for each user, machine and kind of number."""
+"""Builds kernels in C with the system's compiler, once for each user, machine and kind of number."""
 
 import ctypes
 import functools
@@ -29,19 +29,19 @@ class Built(NamedTuple):
 
 
 @functools.cache
-def build(dtype: torch.dtype) -> Built:
-    """The kernels for numbers of `dtype`, built or from the cache; never raises."""
+def build(dtype: torch.dtype, source: Path = SOURCE) -> Built:
+    """The kernels of a file for numbers of `dtype`, built or from the cache; never raises."""
     compiler = _compiler()
     if dtype not in REALS:
         return Built(None, f"there are kernels for {', '.join(REALS.values())}, not for {dtype}")
     if compiler is None:
         return Built(None, "no C compiler: neither $CC nor cc, gcc or clang is on the path")
     try:
-        return Built(ctypes.CDLL(str(_library(compiler, REALS[dtype]))))
+        return Built(ctypes.CDLL(str(_library(compiler, REALS[dtype], source))))
     except subprocess.CalledProcessError as error:
         return Built(None, f"{compiler} failed: {error.stderr.strip()}")
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
-        return Built(None, f"kernels.c was not built: {error}")
+        return Built(None, f"{source.name} was not built: {error}")
 
 
 def _compiler() -> str | None:
@@ -50,16 +50,16 @@ def _compiler() -> str | None:
     return next((path for path in map(shutil.which, names) if path), None)
 
 
-def _library(compiler: str, real: str) -> Path:
+def _library(compiler: str, real: str, source: Path) -> Path:
     """Where the library is, after building it if need be; a failure with OpenMP is tried without."""
     folder = _cache()
-    path = folder / f"kernels_{real}_{_digest(compiler)}.so"
+    path = folder / f"{source.stem}_{real}_{_digest(compiler, source)}.so"
     if path.exists():
         return path
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as room:
         made = Path(room) / path.name
-        command = [compiler, *FLAGS, f"-DREAL={real}", str(SOURCE), "-o", str(made)]
+        command = [compiler, *FLAGS, f"-DREAL={real}", str(source), "-o", str(made)]
         try:
             _run([*command, PARALLEL])
         except subprocess.CalledProcessError:
@@ -79,9 +79,9 @@ def _cache() -> Path:
     return root / "kernels"
 
 
-def _digest(compiler: str) -> str:
+def _digest(compiler: str, source: Path) -> str:
     """Of all that decides what the compiler makes; `-march=native` is the processor's."""
-    parts = [SOURCE.read_text(), " ".join(FLAGS), compiler, _run([compiler, "--version"]), _processor()]
+    parts = [source.read_text(), " ".join(FLAGS), compiler, _run([compiler, "--version"]), _processor()]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 

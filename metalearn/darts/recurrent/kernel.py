@@ -1,26 +1,15 @@
 """The nodes of the recurrent supernet by a small C kernel that the system's compiler builds on first use."""
 
 import ctypes
-import functools
-import os
-import shlex
-import shutil
-import subprocess
-import tempfile
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from metalearn.darts.fused.compiler import build
 from metalearn.darts.recurrent.nodes import Nodes
 
 SOURCE = Path(__file__).with_name("mixing.c")
-COMPILERS = ("cc", "gcc", "clang")
-FLAGS = "-O3 -march=native -fno-math-errno -fno-trapping-math -fopenmp-simd -shared -fPIC"
-REALS = {  # by the type of the tensors
-    torch.float32: "-DREAL=float -DIS_DOUBLE=0 -DFABS=fabsf -DSQRT=sqrtf",
-    torch.float64: "-DREAL=double -DIS_DOUBLE=1 -DFABS=fabs -DSQRT=sqrt",
-}
 
 
 class CompiledNodes(Nodes):
@@ -78,18 +67,9 @@ class CompiledNodes(Nodes):
         self.library.node_backward(*_pointers(*tensors), *_sizes(len(shares), *states.shape[1:]))
 
 
-@functools.cache
 def library(dtype: torch.dtype) -> ctypes.CDLL | None:
-    """The kernel for one type of numbers; None where there is no compiler or it fails."""
-    compiler = next(filter(None, map(shutil.which, (os.environ.get("CC", ""), *COMPILERS))), None)
-    if compiler is None or dtype not in REALS:
-        return None
-    with tempfile.TemporaryDirectory() as folder:
-        built = Path(folder) / "mixing.so"
-        command = [compiler, *shlex.split(f"{FLAGS} {REALS[dtype]}"), str(SOURCE), "-o", str(built), "-lm"]
-        if subprocess.run(command, capture_output=True, check=False).returncode != 0:
-            return None
-        return ctypes.CDLL(str(built))  # stays in memory when its file goes
+    """The kernel for one type of numbers; None where it cannot be built."""
+    return build(dtype, SOURCE).library
 
 
 def _pointers(*tensors: Tensor) -> list[ctypes.c_void_p]:

@@ -4,12 +4,20 @@
    their functions; `shares` [edge 5] by none, tanh, relu, sigmoid, identity. REAL is float or double.
    The exponential is written out so that compilers vectorise it without a vector library. */
 
+#pragma GCC optimize("no-math-errno", "no-trapping-math") /* lets square roots and choices be vectorised */
+
 #include <math.h>
 #include <stdint.h>
 
 #define EPSILON ((REAL)1e-5)
+#define DOUBLE_float 0
+#define DOUBLE_double 1
+#define JOINED(a, b) a##b
+#define IS_DOUBLE(real) JOINED(DOUBLE_, real)
 
-#if IS_DOUBLE
+#if IS_DOUBLE(REAL)
+#define FABS fabs
+#define SQRT sqrt
 typedef union { double real; uint64_t bits; } pun;
 #define MAGIC 6755399441055744.0
 #define SHIFT 52
@@ -18,6 +26,8 @@ typedef union { double real; uint64_t bits; } pun;
 #define LOG2_HIGH 6.93147180369123816490e-01
 #define LOG2_LOW 1.90821492927058770002e-10
 #else
+#define FABS fabsf
+#define SQRT sqrtf
 typedef union { float real; uint32_t bits; } pun;
 #define MAGIC 12582912.0f
 #define SHIFT 23
@@ -35,7 +45,7 @@ static inline REAL exponential(REAL x) {
     z.real = x * C(1.44269504088896340736) + MAGIC;
     REAL n = z.real - MAGIC;
     REAL r = x - n * LOG2_HIGH - n * LOG2_LOW;
-#if IS_DOUBLE
+#if IS_DOUBLE(REAL)
     REAL p = C(1.0 / 6227020800.0);
     p = p * r + C(1.0 / 479001600.0);
     p = p * r + C(1.0 / 39916800.0);
