@@ -1,5 +1,6 @@
 """What the monitor measures, against independent answers, and what a search does about it."""
 
+import copy
 import json
 
 import pytest
@@ -226,10 +227,12 @@ def test_measurements_of_a_warm_up_say_nothing(search, monkeypatch):
 def test_adaptive_weight_decay_goes_back_and_on(search, monkeypatch):
     """Twice up to its largest value; then the stopping rule ends it."""
     lines = [*ADAPTIVE, "method.stopping.kind=eigenvalue"]
-    run = rising(search(lines), [1.0, 1.0, 2.0, 1.0, 2.0, 1.0, 2.0], monkeypatch)
-    places, decays = {}, []
+    run = rising(search(lines), [1.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0], monkeypatch)
+    places, decays, states, copies = {}, [], [], []
     for index in range(7):
         assert not run.ended
+        states.append(run.state_dict())
+        copies.append(copy.deepcopy(states[-1]))
         decays.append(run._problem(index).options.weight_decay)
         run.step(index)
         places[index + 1] = run._place()
@@ -238,6 +241,7 @@ def test_adaptive_weight_decay_goes_back_and_on(search, monkeypatch):
     torch.testing.assert_close(places[3], places[2], rtol=0, atol=0)
     torch.testing.assert_close(places[5], places[4], rtol=0, atol=0)
     assert "at step 7; alpha is that of step 6" in run.ended
+    torch.testing.assert_close(states, copies, rtol=0, atol=0)  # nothing that moves on is shared with them
 
 
 @pytest.mark.parametrize("lines", [WATCHED, ADAPTIVE], ids=["watched", "adaptive"])
