@@ -109,9 +109,10 @@ def launch(arguments: list[str]) -> int:
 def _refuse_plan(composed: DictConfig) -> None:
     if composed.get("replicate") is not None:
         stages = composed.replicate.get("stages", {}).values()
+        names = dict.fromkeys(stage.recipe for stage in stages if "recipe" in stage)
         raise UserError(
             "recipe: it is a plan of several runs; use metalearn replicate NAME"
-            + "".join(f", or train recipe={name}" for name in dict.fromkeys(stage.recipe for stage in stages))
+            + "".join(f", or train recipe={name}" for name in names)
         )
 
 

@@ -211,6 +211,15 @@ def test_unknown_tiers_are_one_message(metalearn):
     assert (code, err) == (2, "metalearn: tier: got cpu and smoke, must be one\n")
 
 
+def test_a_plan_is_not_trained(metalearn):
+    code, _, err = metalearn("train", "recipe=darts/mnist")
+    assert code == 2
+    assert (
+        "use metalearn replicate NAME, or train recipe=darts/mnist_search, or train recipe=darts/mnist_r"
+        in err
+    )
+
+
 SELECT = {"stage": "short", "metric": "valid/error", "goal": "min"}
 REFUSED = [
     ({"selected": {"select": {**SELECT, "metric": "test/error"}}}, "must be a validation metric"),
