@@ -38,7 +38,7 @@ class MixedEdge(nn.Module):
         for name, operation in self.operations.items():
             place = self.places[name]
             if running is None or running[place]:
-                mixed = mixed + weights[place] * _regularised(name, operation, x, drop, skip_dropout)
+                mixed = mixed + weights[place] * _regularised(operation, x, drop, skip_dropout)
         return mixed
 
 
@@ -85,10 +85,9 @@ def shuffle_channels(
     return x.unflatten(1, (groups, -1)).transpose(1, 2).flatten(1, 2)
 
 
-def _regularised(name: str, operation: nn.Module, x: Tensor, drop: float, skip_dropout: float) -> Tensor:
+def _regularised(operation: nn.Module, x: Tensor, drop: float, skip_dropout: float) -> Tensor:
+    """An identity's dropout, any other operation's drop path, as in the authors' code of both."""
     y = operation(x)
-    if skip_dropout and name == "skip_connect":
-        y = nn.functional.dropout(y, skip_dropout)
-    if drop and not isinstance(operation, nn.Identity):
-        y = drop_path(y, drop)
-    return y
+    if isinstance(operation, nn.Identity):
+        return nn.functional.dropout(y, skip_dropout) if skip_dropout else y
+    return drop_path(y, drop) if drop else y

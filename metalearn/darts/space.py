@@ -44,7 +44,7 @@ class SearchSpace(Network):
 
     choices: dict[str, Choices]  # of each kind of cell
     drop_path: float = 0.0  # probability that an operation other than identity is cut, for each example
-    skip_dropout: float = 0.0  # dropout of the output of skip connections
+    skip_dropout: float = 0.0  # dropout of the output of identities
 
     @abstractmethod
     def forward(self, x: Tensor, state: Tree | None = None, mixture: Mixture | None = None) -> Output:

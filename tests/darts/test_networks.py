@@ -212,9 +212,11 @@ def test_supernet_cuts_all_operations_but_identities_in_training(tiny_supernet, 
     assert len(calls) == 3 * 5 * 7 - 7
 
 
-def test_supernet_drops_the_outputs_of_skips_alone(tiny_supernet):
-    """Of a network of skips; one of convolutions stays as it is."""
+def test_supernet_drops_the_outputs_of_identities_alone(tiny_supernet, monkeypatch):
+    """Of a network of skips; one of convolutions stays as it is. 5 + 1 + 1 identities in all."""
     network = tiny_supernet(torch.float32)
+    dropout, calls = torch.nn.functional.dropout, []
+    monkeypatch.setattr(torch.nn.functional, "dropout", lambda x, p: calls.append(p) or dropout(x, p))
     x = torch.randn(4, 1, 8, 8, generator=generator("x"))
     for place, moves in [(3, True), (4, False)]:
         weights = {kind: torch.zeros(5, 8) for kind in network.choices}
@@ -224,3 +226,4 @@ def test_supernet_drops_the_outputs_of_skips_alone(tiny_supernet):
         plain = network(x, mixture=Mixture(weights)).logits
         network.skip_dropout = 0.5
         assert torch.equal(network(x, mixture=Mixture(weights)).logits, plain) != moves
+    assert calls == [0.5] * 2 * (5 + 1 + 1)
