@@ -148,7 +148,7 @@ class _Loop:
             self.step += 1
             self.directory.step, self.evaluated = self.step, False
             self.watch.see(self.step, metrics)
-            if self._due(options.log_every) or self.step == options.steps:
+            if self._due(options.log_every) or self.step == options.steps or self.method.ended:
                 self.watch.check()
                 self.log.write(self.step, host(metrics))
                 self.log.write_time(self.step, self._seconds())

@@ -222,6 +222,28 @@ def test_a_budget_of_minutes_ends_early_and_can_be_raised(tmp_path):
     assert read_rows(run / "timing.jsonl")[-1]["seconds"] >= 0.4, "seconds add up over starts"
 
 
+class Content(NoisyQuadratic):
+    """Wants no more steps after the seventh, by a rule of its own."""
+
+    def step(self, index):
+        metrics = super().step(index)
+        self.ended = "it is good enough at step 7" if index == 6 else ""
+        return metrics
+
+
+def test_a_method_may_end_its_run(tmp_path):
+    method = Content()
+    run = train(configuration(tmp_path / "run", log_every=5), method)
+    assert method.calls == [0, 1, 2, 3, 4, "valid", 5, 6, "valid", "test"]
+    assert read_json(run / "status.json") == {
+        "state": "finished",
+        "step": 7,
+        "message": "it is good enough at step 7",
+    }
+    rows = read_rows(run / "metrics.jsonl")
+    assert [row["step"] for row in rows if "train/loss" in row] == [5, 7]
+
+
 @pytest.mark.parametrize(
     "error",
     [
