@@ -109,8 +109,9 @@ class Supernet(SearchSpace):
         for cell in self.cells:
             kind = _kind(cell.reduction)  # type: ignore[arg-type]
             weights, active = mixture.weights[kind], running[kind]
-            if self.fused and not drop and not skip_dropout and fusable(cell, newer, active):
-                mixed = fused_cell(cell, older, newer, weights)
+            plainly = drop or skip_dropout or not self.fused
+            if not plainly and fusable(cell, newer, active):  # type: ignore[arg-type]
+                mixed = fused_cell(cell, older, newer, weights)  # type: ignore[arg-type]
             else:
                 mixed = cell(older, newer, weights, active, drop, skip_dropout)
             older, newer = newer, mixed

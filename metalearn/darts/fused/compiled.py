@@ -1,4 +1,4 @@
-"""The edges that leave a state by compiled kernels: one differentiable function with its gradients by hand."""
+"""The edges that leave a state by compiled kernels: one differentiable function, gradients by hand."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -51,7 +51,11 @@ def leave(
         shares,
         *layers,
     )
-    track(_terms_norms(edges) + norms, moments)
+    track(
+        [norm for row in _terms_norms(edges) + norms for norm in row],
+        [mean for moment in moments for mean in moment.mean],
+        [variance for moment in moments for variance in moment.unbiased()],
+    )
     return [_first(image) for image in added]  # type: ignore[union-attr]
 
 
@@ -156,7 +160,7 @@ class Held:
 
     def normalise(self, terms: Sequence[Moments], shares: Float[Tensor, "edge term"]) -> None:
         """Keeps the moments of the terms; a skip connection of stride 1 is not normalised."""
-        self.count, self.mean = terms[0].count, torch.stack([term.mean for term in terms])
+        self.count, self.mean = terms[0].number, torch.stack([term.mean for term in terms])
         self.inverse = torch.stack([(term.variance + self.epsilon).rsqrt() for term in terms])
         if self.stride == 1:
             self.inverse[SKIP] = 1
@@ -195,7 +199,7 @@ class Held:
                 total, along = self.kernels.backward(
                     layer, incoming, outputs[place], line, by_input, room, before.mean
                 )
-                line = _lines(layer.scale, layer.scale, before.mean, total, along, before.count)
+                line = _lines(layer.scale, layer.scale, before.mean, total, along, before.number)
                 incoming = Gradients(list(by_input))
             found.append([part.sum(0) for part in room] if room else [None, None])
         return [grad for pair in reversed(found) for grad in pair]
@@ -211,11 +215,11 @@ class Held:
 
 
 def _for_all(moments: Moments, edges: int) -> Moments:
-    return Moments(moments.mean.expand(edges, -1), moments.variance.expand(edges, -1), moments.count)
+    return Moments(moments.mean.expand(edges, -1), moments.variance.expand(edges, -1), moments.number)
 
 
 def _identity(like: Moments) -> Moments:
-    return Moments(torch.zeros_like(like.mean), torch.ones_like(like.mean), like.count)
+    return Moments(torch.zeros_like(like.mean), torch.ones_like(like.mean), like.number)
 
 
 def _lines(scale: Tensor, inverse: Tensor, mean: Tensor, total: Tensor, along: Tensor, count: int) -> Line:

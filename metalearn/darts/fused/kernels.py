@@ -19,7 +19,8 @@ class Shape(ctypes.Structure):
     _fields_ = [
         (name, ctypes.c_long)
         for name in (
-            "batch", "edges", "height", "width", "channels", "kernel", "stride", "dilation", "shared", "threads",
+            "batch", "edges", "height", "width", "channels",
+            "kernel", "stride", "dilation", "shared", "threads",
         )
     ]  # fmt: skip
 
@@ -29,7 +30,11 @@ class Moments(NamedTuple):
 
     mean: Float[Tensor, "edge channel"]
     variance: Float[Tensor, "edge channel"]  # of these numbers, without Bessel's correction
-    count: int
+    number: int
+
+    def unbiased(self) -> Float[Tensor, "edge channel"]:
+        """The variance with Bessel's correction."""
+        return self.variance * (self.number / max(1, self.number - 1))
 
 
 class Line(NamedTuple):
@@ -150,7 +155,7 @@ class Kernels:
         return total.sum(0), along.sum(1)
 
     def gather(self, grads: Gradients, slope: Tensor, term: Tensor, tilt: Tensor, offset: Tensor) -> Tensor:
-        """The gradient of a term that is one for all edges; slope [edge channel], tilt and offset [channel]."""
+        """The gradient of a term that is one for all edges; slope [edge channel], the others [channel]."""
         out = torch.empty_like(term)
         shape = _shape((term.shape[0], len(grads.grads), *term.shape[1:]))
         tensors = map(_pointer, (slope, term, tilt, offset, out))

@@ -3,25 +3,16 @@
 from collections.abc import Sequence
 
 import torch
-from torch import nn
-
-from metalearn.darts.fused.kernels import Moments
+from torch import Tensor, nn
 
 
 @torch.no_grad()
-def track(norms: Sequence[Sequence[nn.BatchNorm2d]], moments: Sequence[Moments]) -> None:
-    """Move the running statistics of each edge's normalisations as they would do themselves."""
-    first = norms[0][0]
+def track(norms: Sequence[nn.BatchNorm2d], means: Sequence[Tensor], variances: Sequence[Tensor]) -> None:
+    """Move running statistics as the normalisations would; variances have Bessel's correction."""
+    first = norms[0]
     if not first.track_running_stats:
         return
     assert first.momentum is not None
-    flat = [norm for edges in norms for norm in edges]
-    means = [mean for moment in moments for mean in moment.mean]
-    variances = [
-        variance
-        for moment in moments
-        for variance in moment.variance * (moment.count / max(1, moment.count - 1))
-    ]
-    torch._foreach_lerp_([norm.running_mean for norm in flat], means, first.momentum)  # type: ignore[misc]
-    torch._foreach_lerp_([norm.running_var for norm in flat], variances, first.momentum)  # type: ignore[misc]
-    torch._foreach_add_([norm.num_batches_tracked for norm in flat], 1)  # type: ignore[misc]
+    torch._foreach_lerp_([norm.running_mean for norm in norms], list(means), first.momentum)  # type: ignore[misc]
+    torch._foreach_lerp_([norm.running_var for norm in norms], list(variances), first.momentum)  # type: ignore[misc]
+    torch._foreach_add_([norm.num_batches_tracked for norm in norms], 1)  # type: ignore[misc]
