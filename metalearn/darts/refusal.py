@@ -17,6 +17,12 @@ def check_together(options: DartsOptions, machine: Machine, network: SearchSpace
         raise UserError(
             "machine.compile: got true, the search has no compiled form; set machine.compile=false"
         )
+    monitor = options.monitor
+    if options.relaxation.kind == "dirichlet" and monitor.every and monitor.eigenvalue != "none":
+        raise UserError(
+            f"method.monitor.eigenvalue: got {monitor.eigenvalue} with method.relaxation.kind=dirichlet, "
+            "whose draws have no second derivative; set method.monitor.eigenvalue=none, or another kind"
+        )
     staged, stopping = bool(options.stages.cells), options.stopping.kind
     if staged and LIMITED not in network.choices:
         raise UserError(

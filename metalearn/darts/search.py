@@ -61,6 +61,7 @@ class Darts(Bilevel):
         network.fused = self.fused
         self.monitor.restart()
         self.stage, self.decided = stage, 0
+        self.index = self.schedule.stage(stage).begin  # of the latest step
         self.architecture = Architecture(network.choices, self.options)
         self.allowed: Masks = {kind: choice.allowed for kind, choice in network.choices.items()}
         key = ("stage", stage) if stage else ()
@@ -68,7 +69,7 @@ class Darts(Bilevel):
         self.alpha = {kind: self.machine.put(leaf).requires_grad_() for kind, leaf in start.items()}
         self.alpha_optimizer = self._alpha_optimizer()
         self.streams.hidden = {}
-        problem = self._problem(self.schedule.stage(stage).begin)
+        problem = self._problem(self.index)
         rng = generator(self.seed, "hypergradient", *key)
         self.inner = inner_run(self.hypergradient.init(problem, self.alpha, rng))
 
@@ -96,6 +97,7 @@ class Darts(Bilevel):
         if stage.number > self.stage:
             keep = self.options.stages.operations[stage.number - 1]
             self._enter(stage.number, pruned(self._strengths(), self.allowed, keep))
+        self.index = index
         self.network.train()
         self.network.progress = stage.progress(index)
         self.network.skip_dropout = self.schedule.skip_dropout(index)
@@ -172,7 +174,7 @@ class Darts(Bilevel):
     @torch.no_grad()
     def _sweep(self, mix: Mix | None = None, batches: int | None = None) -> Metrics:
         """The means over alpha's data, or its first `batches`, under the search's mixture or another."""
-        problem = self._problem(0)
+        problem = self._problem(self.index)
         problem.mix = mix or problem.mix
 
         def score(batch: Batch, state: Tree) -> Output:
@@ -189,6 +191,7 @@ class Darts(Bilevel):
         """What the search learned, its stage and masks, hidden states, measurements."""
         return {
             **self._place(),
+            "index": self.index,
             "stage": self.stage,
             "space": copied({kind: choice.allowed for kind, choice in self.network.choices.items()}),
             "allowed": copied(self.allowed),
@@ -214,7 +217,7 @@ class Darts(Bilevel):
             self._enter(state["stage"], state["space"])
         put = self.machine.put
         self._return(state)
-        self.allowed, self.decided = state["allowed"], state["decided"]
+        self.index, self.allowed, self.decided = state["index"], state["allowed"], state["decided"]
         self.streams.hidden = {split: tree_map(put, hidden) for split, hidden in state["hidden"].items()}
         self.monitor.load_state_dict(state["monitor"])
         self.ended = state.get("ended", "")

@@ -4,19 +4,28 @@ import math
 
 from metalearn.darts.config import DartsOptions
 from metalearn.hypergradient.base import Segment
+from metalearn.registry import UserError
 from metalearn.rng import Key
 from metalearn.task import Batch, Split, Task
 from metalearn.tree import Tree
 
 
 class Streams:
-    """Batches of two splits by the index of the step; of texts, the states that the next ones start from."""
+    """Batches of two splits by the index of the step; of texts, the states that the next ones start from.
+
+    Raises UserError for texts that are to be reshuffled: they would begin anew at each step.
+    """
 
     def __init__(self, options: DartsOptions, task: Task) -> None:
         self.task, self.fresh = task, options.valid_batches == "fresh"
         self.weight_split: Split = options.weight_split  # type: ignore[assignment]
         self.alpha_split: Split = options.alpha_split  # type: ignore[assignment]
         self.recurrent = task.spec.kind == "language_model"
+        if self.recurrent and self.fresh:
+            raise UserError(
+                f"method.valid_batches: got fresh with task {task.spec.name}, a text, which is read in "
+                "order; set method.valid_batches=stream"
+            )
         self.hidden: dict[str, Tree] = {}  # by split, of recurrent networks
 
     def begin(self, index: int) -> None:

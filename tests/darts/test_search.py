@@ -24,7 +24,7 @@ from metalearn.machine import Machine
 from metalearn.method import Context
 from metalearn.problem import Inner, inner_step
 from metalearn.registry import UserError
-from metalearn.rng import generator
+from metalearn.rng import generator, seeded
 from metalearn.tree import Tree, add, dot, norm, tree_map
 
 FIRST = FirstOrder(FirstOrderOptions("first_order"))
@@ -285,6 +285,34 @@ def test_evaluation_is_over_the_alpha_half_and_changes_nothing(search, statistic
     torch.testing.assert_close(found["valid/loss"], torch.stack(losses).mean().detach())
     assert {"valid/error", "genotype/skips_normal", "genotype/skips_reduce"} < set(found)
     assert run.network.training  # a situation looked at next is one of training
+
+
+def test_evaluation_is_at_the_temperature_that_the_search_has_reached(search, options):
+    """At 0.99 of 0 draws are all but hard; so too after a resume, before any step."""
+    relaxation = dataclasses.replace(
+        options.relaxation, kind="concrete", temperature=9.0, final_temperature=1e-3
+    )
+    run, resumed = (search(relaxation=relaxation) for _ in range(2))
+    run.step(99)
+    problem = run._problem(99)
+    network = copy.deepcopy(run.network)
+    network.load_state_dict(run.inner.params, strict=False)
+    losses = []
+    for batch in run.task.sweep("search_valid"):
+        with seeded(*batch.key):
+            logits = network(batch.x, mixture=problem.mix(run.alpha)).logits
+        losses.append(run.task.loss(logits, batch))
+    torch.testing.assert_close(run.evaluate("valid")["valid/loss"], torch.stack(losses).mean().detach())
+    resumed.load_state_dict(run.state_dict())
+    torch.testing.assert_close(resumed.evaluate("valid"), run.evaluate("valid"), rtol=0, atol=0)
+
+
+def test_a_measured_curvature_that_draws_do_not_have_is_refused(search, options):
+    relaxation = dataclasses.replace(options.relaxation, kind="dirichlet")
+    monitor = dataclasses.replace(options.monitor, every=2)
+    with pytest.raises(UserError, match="dirichlet, whose draws have no second derivative"):
+        search(relaxation=relaxation, monitor=monitor)
+    search(relaxation=relaxation, monitor=dataclasses.replace(monitor, eigenvalue="none")).step(1)
 
 
 def test_skips_are_counted_by_cell(search):

@@ -19,6 +19,7 @@ from metalearn.hypergradient.first_order import FirstOrder
 from metalearn.hypergradient.unroll import Unrolled
 from metalearn.method import Context
 from metalearn.problem import inner_step
+from metalearn.registry import UserError
 from metalearn.rng import generator, seeded
 from metalearn.tree import Tree, add, dot, norm, tree_map
 
@@ -187,10 +188,16 @@ def search(text, recurrent_supernet, machine, options):
     return build
 
 
+def test_a_text_that_would_begin_anew_at_each_step_is_refused(search):
+    with pytest.raises(UserError, match="a text, which is read in order"):
+        search(valid_batches="fresh")
+
+
 def test_one_step_against_torchs_optimizers(search):
     """Alpha by Adam on the validation loss, then clipped SGD on the training loss and the penalty."""
     run = search(clip=0.05)
     network = copy.deepcopy(run.network)
+    network.fused = False  # the plain form
     alpha = run.alpha["cell"].detach().clone().requires_grad_()
     adam = torch.optim.Adam([alpha], lr=0.1, weight_decay=1e-3)
     descent = torch.optim.SGD(network.parameters(), lr=0.5 * 4 / 35, weight_decay=1e-3)
