@@ -123,7 +123,7 @@ class Supervised(Method):
         return _named(split, metrics)
 
     def _score(self, batch: Batch, state: Tree) -> tuple[Metrics, Tree]:
-        with self.machine.autocast():
+        with seeded(*batch.key), self.machine.autocast():  # a cell may have operations that draw noise
             output = self.forward(batch.x, state or None)
         return self.task.metrics(full(output.logits), batch), output.state
 

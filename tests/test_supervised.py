@@ -181,6 +181,21 @@ def test_evaluation_reads_the_split_as_one_text():
     torch.testing.assert_close(method.hidden["h"], hidden)
 
 
+class Noise(Mlp):
+    """A perceptron of inputs and noise, after training too."""
+
+    def forward(self, x, state=None):
+        return super().forward(x + torch.randn_like(x), state)
+
+
+def test_what_an_evaluation_draws_is_its_own():
+    """The same at each call, and training does not notice."""
+    method = make_method(Moons(), lambda spec: Noise(MlpOptions("mlp", [16], "tanh", None), spec))
+    first, state = method.evaluate("valid"), torch.get_rng_state()
+    torch.testing.assert_close(method.evaluate("valid"), first, rtol=0, atol=0)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_autocast_scores_in_full_precision():
     rough, exact = (make_method(Rows(), Sum, precision=precision) for precision in ("bf16", "fp32"))
     for index in range(2):
