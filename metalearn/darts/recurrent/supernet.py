@@ -164,7 +164,8 @@ class MixedRecurrentCell(nn.Module):
         units = hidden.shape[1]
         projected = masked(inputs, masks and masks.input) @ self.first[:units]
         mask = torch.ones_like(hidden) if masks is None else masks.hidden
-        outputs, statistics = Scan.apply(projected, hidden, mask, weights, self.first[units:], *self.nodes)
+        shares = weights.to(projected.dtype).contiguous()
+        outputs, statistics = Scan.apply(projected, hidden, mask, shares, self.first[units:], *self.nodes)
         if self.norm.track_running_stats:
             follow(self.norm, statistics.flatten(0, 1), len(hidden))
         return outputs

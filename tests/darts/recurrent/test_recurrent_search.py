@@ -110,6 +110,16 @@ def test_finite_difference_agrees_with_unrolled_under_common_masks(bilevel, deri
     assert relative_error(estimate(FIRST, situation).grad, exact) > 0.01
 
 
+@pytest.mark.parametrize(("estimator", "error"), [(FIRST, 1e-12), (SECOND, 1e-10)], ids=["first", "second"])
+def test_the_fused_form_gives_the_same_hypergradient(bilevel, estimator, error):
+    found = []
+    for fused in (False, True):
+        situation = bilevel()
+        situation[0].network.fused = fused
+        found.append(estimate(estimator, situation).grad)
+    assert relative_error(found[1], found[0]) < error
+
+
 def test_redrawn_masks_drown_the_finite_difference(bilevel):
     situation = bilevel(noise="redrawn")
     first, second = (estimate(NARROW, situation).grad for _ in range(2))
