@@ -38,12 +38,16 @@ TOY = {
         "task=digits", "task.batch=4", "network.cells=3", "network.channels=2", "train.steps=2",
         "method.candidates=2", "method.batches=1",
     ],
-    "darts/mnist_search": ["task=digits", "task.batch=4", "network.cells=3", "network.channels=2"],
-    "darts/mnist_weight_sharing": [
-        "task=digits", "task.batch=4", "network.cells=3", "network.channels=2", "train.steps=2",
-        "method.candidates=2", "method.batches=1",
+    "darts/mnist_search": [
+        "task=digits", "task.batch=4", "task.valid_size=238", "network.cells=3", "network.channels=2",
     ],
-    "darts/mnist_retrain": ["task=digits", "task.batch=4", "network.cells=3", "network.channels=2"],
+    "darts/mnist_weight_sharing": [
+        "task=digits", "task.batch=4", "task.valid_size=238", "network.cells=3", "network.channels=2",
+        "train.steps=2", "method.candidates=2", "method.batches=1",
+    ],
+    "darts/mnist_retrain": [
+        "task=digits", "task.batch=4", "task.valid_size=238", "network.cells=3", "network.channels=2",
+    ],
     "darts/ptb_weight_sharing": ["task=python_docs", "task.batch=4", "task.time=5", "network.units=8"],
     "darts/cifar10_retrain": [
         "task=digits", "task.batch=4", "network.cells=3", "network.channels=2", "network.auxiliary=false",

@@ -252,6 +252,12 @@ def test_only_the_end_of_a_plan_tests():
     check_run(plan, "retrain", tests)  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"short: reads the test split, though selected builds on it"):
         check_run(plan, "short", tests)  # type: ignore[arg-type]
+    rows = {"found": "retrain", "candidate": "short"}
+    plan = make_plan(table={**PLAN["table"], "rows": rows})
+    with pytest.raises(UserError, match=r"short: reads the test split, though selected builds on it"):
+        check_run(plan, "short", tests)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"search: reads the test split, though short builds on it"):
+        check_run(plan, "search", tests)  # type: ignore[arg-type]
     silent = SimpleNamespace(train=SimpleNamespace(test=False, evaluate_every=0))
     with pytest.raises(UserError, match="is chosen from by validation"):
         check_run(plan, "short", silent)  # type: ignore[arg-type]
