@@ -17,6 +17,12 @@ def check_together(options: DartsOptions, machine: Machine, network: SearchSpace
         raise UserError(
             "machine.compile: got true, the search has no compiled form; set machine.compile=false"
         )
+    dropped = options.regularisation.drop_path
+    if dropped and not network.drops_paths:
+        raise UserError(
+            f"method.regularisation.drop_path: got {dropped}; {type(network).__name__} has no drop path, its "
+            "dropouts are in network=; set method.regularisation.drop_path=0"
+        )
     monitor = options.monitor
     if options.relaxation.kind == "dirichlet" and monitor.every and monitor.eigenvalue != "none":
         raise UserError(

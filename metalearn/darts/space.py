@@ -43,6 +43,7 @@ class SearchSpace(Network):
     """
 
     choices: dict[str, Choices]  # of each kind of cell
+    drops_paths: bool = True  # whether `drop_path` means anything here
     drop_path: float = 0.0  # probability that an operation other than identity is cut, for each example
     skip_dropout: float = 0.0  # dropout of the output of identities
 

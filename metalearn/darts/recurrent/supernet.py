@@ -31,6 +31,8 @@ class RecurrentSupernet(SearchSpace):
     `allowed` says which activations the space has on which edge; None: all.
     """
 
+    drops_paths = False
+
     def __init__(
         self,
         options: RecurrentSupernetOptions,
@@ -51,7 +53,7 @@ class RecurrentSupernet(SearchSpace):
         self, x: Int[Tensor, "batch time"], state: Tree | None = None, mixture: Mixture | None = None
     ) -> Output:
         """Logits [batch time symbol] under the weights "cell"; the state is `hidden` [batch units]."""
-        self._check_training(len(x))
+        self._check_rows(len(x))
         weights, running = self._shares(mixture)
         embedded, hidden = self.words.embed(x), self.words.start(len(x), state)
         masks = self.words.masks(len(x))
@@ -79,16 +81,11 @@ class RecurrentSupernet(SearchSpace):
         running = mixture.running[KIND]
         return weights * weights.new_tensor(running), running
 
-    def _check_training(self, batch: int) -> None:
+    def _check_rows(self, batch: int) -> None:
         if self.cell.norm.training and batch < 2:
             raise UserError(
                 "network darts_recurrent_supernet: got 1 row of text, which has no variance to normalise "
                 "by; raise task.batch and task.evaluation_batch, or set method.evaluation_statistics=running"
-            )
-        if self.training and (self.drop_path or self.skip_dropout):
-            raise UserError(
-                "network darts_recurrent_supernet: got drop path or dropout of skip connections; it has "
-                "neither, set method.regularisation.drop_path=0 and method.stages.skip_dropout=[]"
             )
 
     def discretise(self, strengths: Tree) -> RecurrentGenotype:

@@ -309,3 +309,9 @@ def test_artifacts_are_a_recurrent_genotype(search, tmp_path):
     run.artifacts(tmp_path)
     strengths = {"cell": run.alpha["cell"].softmax(dim=-1)}
     assert load(str(tmp_path / "genotype.json")) == run.network.discretise(strengths)
+
+
+def test_drop_path_is_refused(search, options):
+    regularisation = dataclasses.replace(options.regularisation, drop_path=0.1)
+    with pytest.raises(UserError, match=r"set method\.regularisation\.drop_path=0"):
+        search(regularisation=regularisation)
