@@ -138,7 +138,7 @@ class Kernels:
         edges = scale.shape[1]
         out = [terms[0].new_empty(terms[0].shape) for _ in range(edges)]
         shape = _shape((terms[0].shape[0], edges, *terms[0].shape[1:]))
-        arrays = len(terms), _pointers(terms), _owned(terms)
+        arrays = ctypes.c_long(len(terms)), _pointers(terms), _owned(terms)
         self._call("mix", shape, *arrays, _pointer(scale), _pointer(offset), _pointers(out))
         return out
 
@@ -150,7 +150,7 @@ class Kernels:
         shape = _shape((first.shape[0], len(grads.grads), *first.shape[1:]))
         total = _sums(shape, first)
         along = first.new_empty(len(terms), *total.shape)
-        arrays = grads.pointers, grads.steps, len(terms), _pointers(terms), _owned(terms)
+        arrays = grads.pointers, grads.steps, ctypes.c_long(len(terms)), _pointers(terms), _owned(terms)
         self._call("project", shape, *arrays, *map(_pointer, (centre, total, along)))
         return total.sum(0), along.sum(1)
 
