@@ -140,8 +140,14 @@ class Darts(Bilevel):
         self.ended = verdict.ended
 
     def situations(self, index: int) -> list[Situation]:
-        """One inner step on `weight_split`, scored on `alpha_split`; no stage is begun, no decision taken."""
-        return [Situation(self._problem(index), self.alpha, self.inner, self.streams.segment(index))]
+        """One inner step on `weight_split`, scored on `alpha_split`; no stage is begun, no decision taken.
+
+        In plain operations, which any estimator can differentiate, whatever the search's own steps run.
+        """
+        problem = self._problem(index)
+        problem.network = copy.copy(self.network)  # the same modules under a switch of its own
+        problem.network.fused = False
+        return [Situation(problem, self.alpha, self.inner, self.streams.segment(index))]
 
     def _step_weights(self, problem: ArchitectureProblem, batch: Batch) -> Tensor:
         """The real step: clipped, with the network's own penalty, and the one that moves the statistics."""

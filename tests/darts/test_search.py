@@ -315,6 +315,21 @@ def test_a_measured_curvature_that_draws_do_not_have_is_refused(search, options)
     search(relaxation=relaxation, monitor=dataclasses.replace(monitor, eigenvalue="none")).step(1)
 
 
+@pytest.mark.parametrize("estimator", [FIRST, difference(0.01)], ids=["first", "difference"])
+def test_what_a_fused_search_would_differentiate_has_second_derivatives(search, estimator):
+    """So that `diagnose` has an exact answer to hold its estimator against; the search stays fused."""
+    run = search(estimator, alpha_init="normal")
+    assert run.network.fused
+    run.step(0)
+    (situation,) = run.situations(1)
+    found = EXACT.estimate(situation.problem, situation.meta, situation.inner, situation.segment, generator())
+    assert run.network.fused
+    run._begin(1)
+    run.network.fused = False
+    plain = EXACT.estimate(run._problem(1), run.alpha, run.inner, run.streams.segment(1), generator())
+    torch.testing.assert_close(found.grad, plain.grad, rtol=0, atol=0)
+
+
 def test_skips_are_counted_by_cell(search):
     run = search()
     with torch.no_grad():
