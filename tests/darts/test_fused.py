@@ -120,6 +120,16 @@ def test_loss_gradients_and_statistics_are_the_plain_ones(supernet, images):
 
 
 @forms
+def test_odd_maps_after_the_reductions(supernet, images):
+    """Of 12x12 images 3x3 maps are left; MNIST has 7x7."""
+    batch = images(torch.float64).batch("train", 0)
+    batch = batch._replace(x=torch.nn.functional.pad(batch.x, (2, 2, 2, 2), mode="reflect"))
+    (found, grads), (loss, expected) = (run(supernet(fused), batch) for fused in (True, False))
+    torch.testing.assert_close(found, loss, rtol=1e-12, atol=0)
+    assert_equal(grads, expected, tolerance=1e-10)
+
+
+@forms
 def test_kept_statistics_stay(supernet, images):
     network = supernet(True)
     before = {key: buffer.clone() for key, buffer in network.named_buffers()}

@@ -14,7 +14,8 @@ from metalearn.registry import UserError
 
 
 class Depthwise(torch.autograd.Function):
-    """Depthwise convolution, padded to keep the size, of an even height and width; differentiable once."""
+    """Depthwise convolution, padded to keep the size, of any height and width where the stride is 1, of even
+    ones where it is 2; differentiable once."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int, dilation: int) -> Tensor:
@@ -49,12 +50,13 @@ def _by_input(grad: Tensor, weight: Tensor, stride: int, dilation: int) -> Tenso
 
 
 def _by_weight(grad: Tensor, x: Tensor, weight: Tensor, stride: int, dilation: int) -> Tensor:
+    even = x.shape[2] % 2 == x.shape[3] % 2 == 0
     if dilation == 2 and stride == 2:
-        x, stride = x[:, :, ::2, ::2], 1
-    elif dilation == 2:
-        x, grad = _phases(x), _phases(grad)
+        x, stride, dilation = x[:, :, ::2, ::2], 1, 1
+    elif dilation == 2 and even:
+        x, grad, dilation = _phases(x), _phases(grad), 1
     x = x.contiguous(memory_format=torch.channels_last)
-    return _library(grad, x, weight, stride, 1, (False, True, False))[1]
+    return _library(grad, x, weight, stride, dilation, (False, True, False))[1]
 
 
 def _library(
