@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from metalearn.averaging import Averaging
 from metalearn.machine import full
 from metalearn.method import Context, Method
-from metalearn.network import OfGenotype, Output
+from metalearn.network import OfGenotype, Output, multiply_adds
 from metalearn.options import SupervisedOptions
 from metalearn.registry import UserError
 from metalearn.rng import seeded
@@ -159,6 +159,8 @@ class Supervised(Method):
             "auxiliary_parameters": count(leaf for name, leaf in named if "auxiliary" in name),
             "task": dataclasses.asdict(self.task.spec),
         }
+        if self.task.spec.kind == "classification":
+            summary["multiply_adds"] = multiply_adds(self.network, self.task.spec.input_shape)
         (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
 
 

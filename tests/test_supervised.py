@@ -329,10 +329,13 @@ class Found:
         return '{"found": 1}'
 
 
-def test_a_genotype_is_written(tmp_path):
+def test_a_genotype_and_the_multiply_adds_are_written(tmp_path):
     method = make_method(Moons(), make_mlp)
     method.artifacts(tmp_path)
     assert not (tmp_path / "genotype.json").exists()
+    matrices = [leaf for leaf in method.network.parameters() if leaf.dim() == 2]
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["multiply_adds"] == sum(leaf.numel() for leaf in matrices)
     method.network.genotype = Found()
     method.artifacts(tmp_path)
     assert (tmp_path / "genotype.json").read_text() == '{"found": 1}'
