@@ -10,6 +10,8 @@ from metalearn.machine import Machine
 from metalearn.problem import Inner
 from metalearn.registry import UserError
 
+SAMPLED = ("gumbel", "concrete", "dirichlet")  # relaxations that draw an architecture for each batch
+
 
 def check_together(options: DartsOptions, machine: Machine, network: SearchSpace) -> None:
     """Raises UserError for parts that do not go together."""
@@ -23,12 +25,7 @@ def check_together(options: DartsOptions, machine: Machine, network: SearchSpace
             f"method.regularisation.drop_path: got {dropped}; {type(network).__name__} has no drop path, its "
             "dropouts are in network=; set method.regularisation.drop_path=0"
         )
-    monitor = options.monitor
-    if options.relaxation.kind == "dirichlet" and monitor.every and monitor.eigenvalue != "none":
-        raise UserError(
-            f"method.monitor.eigenvalue: got {monitor.eigenvalue} with method.relaxation.kind=dirichlet, "
-            "whose draws have no second derivative; set method.monitor.eigenvalue=none, or another kind"
-        )
+    _check_draws(options)
     staged, stopping = bool(options.stages.cells), options.stopping.kind
     if staged and LIMITED not in network.choices:
         raise UserError(
@@ -39,6 +36,21 @@ def check_together(options: DartsOptions, machine: Machine, network: SearchSpace
         raise UserError(
             f"method.stopping.kind: got {stopping}; stages and selection by perturbation need all of the "
             "steps; set method.stopping.kind=none, or have one stage and method.selection.kind=strength"
+        )
+
+
+def _check_draws(options: DartsOptions) -> None:
+    """Raises UserError where a relaxation that samples meets what cannot do with samples."""
+    kind, monitor = options.relaxation.kind, options.monitor
+    if kind == "dirichlet" and monitor.every and monitor.eigenvalue != "none":
+        raise UserError(
+            f"method.monitor.eigenvalue: got {monitor.eigenvalue} with method.relaxation.kind=dirichlet, "
+            "whose draws have no second derivative; set method.monitor.eigenvalue=none, or another kind"
+        )
+    if options.noise == "redrawn" and kind in SAMPLED:
+        raise UserError(
+            f"method.noise: got redrawn with method.relaxation.kind={kind}: the two passes of a finite "
+            "difference would see different architectures; set method.noise=common"
         )
 
 

@@ -357,6 +357,15 @@ def test_artifacts(search, tmp_path):
         assert (tmp_path / f"cell_{cell}.svg").read_text().startswith("<?xml")
 
 
+@pytest.mark.parametrize("kind", ["gumbel", "concrete", "dirichlet"])
+def test_architectures_are_not_redrawn_between_two_passes(search, options, kind):
+    relaxation = dataclasses.replace(options.relaxation, kind=kind)
+    with pytest.raises(UserError, match=f"kind={kind}: .*; set method.noise=common"):
+        search(noise="redrawn", relaxation=relaxation)
+    search(noise="redrawn")
+    search(relaxation=relaxation)
+
+
 def test_what_cannot_be_searched_is_refused(search, images, machine, options):
     with pytest.raises(UserError, match="choose hypergradient=finite_difference"):
         search(None)
