@@ -91,10 +91,20 @@ CELL = [
 ]
 LSTM = ["task=python_docs", "task.batch=2", "task.time=4", "network=lstm_lm", "network.units=4"]
 HYPER = [*LSTM[:3], "network=hyperlstm_lm", "network.units=4", "network.hyper_units=3", "network.embedding=2"]
+RECURRENT = [*LSTM[:3], "network=darts_recurrent_cell", "network.units=4"]
 QUICK = ["train.steps=2", "machine=cpu", "log=none", "log.progress=false", "train.test=false"]
 
 
-@pytest.mark.parametrize("parts", [TINY, CELL, LSTM, HYPER], ids=["mlp", "cell", "lstm", "hyperlstm"])
+@pytest.mark.parametrize(
+    "parts",
+    [
+        pytest.param(TINY, id="mlp"),
+        pytest.param(CELL, id="cell", marks=pytest.mark.slow),
+        pytest.param(LSTM, id="lstm", marks=pytest.mark.slow),
+        pytest.param(HYPER, id="hyperlstm", marks=pytest.mark.slow),
+        pytest.param(RECURRENT, id="recurrent cell", marks=pytest.mark.slow),
+    ],
+)
 def test_export_gives_the_network_without_this_package(metalearn, tmp_path, parts):
     metalearn("train", *parts, *QUICK, "run_dir=run", "train.evaluate_every=0")
     code, out, _ = metalearn("export", "run")

@@ -141,7 +141,7 @@ def bilevel(task, network, machine, options, penalised=True):
     return problem, meta, problem.init(meta, generator("run")), segment
 
 
-@pytest.mark.parametrize("kind", ["sigmoid", "dirichlet"])
+@pytest.mark.parametrize("kind", ["sigmoid", pytest.param("dirichlet", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "estimator",
     [FIRST, FiniteDifference(FiniteDifferenceOptions("finite_difference", 1e-3))],
@@ -171,7 +171,9 @@ def test_the_penalty_is_part_of_the_hypergradient(kind, estimator, images, tiny_
     torch.testing.assert_close(with_it.loss, without.loss + value.detach())
 
 
-@pytest.mark.parametrize("kind", ["concrete", "sigmoid", "dirichlet"])
+@pytest.mark.parametrize(
+    "kind", ["concrete", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("sigmoid", "dirichlet"))]
+)
 def test_finite_differences_see_one_draw(kind, images, tiny_supernet, machine, variant):
     """Both passes over a batch mix by the same noise, so a small radius gives the exact estimate."""
     parts = (images(torch.float64), tiny_supernet(torch.float64), machine, variant(kind=kind))
@@ -204,7 +206,7 @@ def test_first_order_has_the_slope_of_the_outer_loss_in_edges_too(images, tiny_s
     "changes",
     [
         pytest.param({"kind": "gumbel", "edge_normalisation": True}, id="gumbel"),
-        pytest.param({"kind": "dirichlet", "penalty": 0.001}, id="dirichlet"),
+        pytest.param({"kind": "dirichlet", "penalty": 0.001}, id="dirichlet", marks=pytest.mark.slow),
         pytest.param({"kind": "concrete"}, id="concrete", marks=pytest.mark.slow),
         pytest.param({"kind": "sigmoid", "penalty": 10.0}, id="sigmoid", marks=pytest.mark.slow),
     ],

@@ -81,6 +81,7 @@ def dense_hessian(run):
     return torch.autograd.functional.hessian(loss, flat)
 
 
+@pytest.mark.slow
 def test_eigenvalue_is_that_of_the_dense_hessian(search):
     run = search([*LOUD, "method.monitor.batches=2", "method.monitor.iterations=32"], torch.float64)
     dense = dense_hessian(run)
@@ -136,6 +137,7 @@ def test_no_monitor_measures_nothing(search, monkeypatch):
     assert not any(name.startswith(("monitor/", "genotype/")) for name in search([]).step(0))
 
 
+@pytest.mark.slow
 def test_latest_values_stay_in_every_steps_metrics_also_after_a_resume(search):
     lines = [*WATCHED, "method.monitor.every=2"]
     run = search(lines)

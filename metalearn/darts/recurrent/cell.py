@@ -36,8 +36,9 @@ class RecurrentCellNetwork(Network):
 
     def forward(self, x: Int[Tensor, "batch time"], state: Tree | None = None) -> Output:
         """Logits [batch time symbol]; the state is `hidden` [batch units]."""
-        embedded, hidden = self.words.embed(x), self.words.start(len(x), state)
-        masks, outputs = self.words.masks(len(x)), []
+        batch = x.shape[0]  # len would be a constant to torch.export
+        embedded, hidden = self.words.embed(x), self.words.start(batch, state)
+        masks, outputs = self.words.masks(batch), []
         for word in embedded.unbind(0):
             hidden = self.cell(word, hidden, masks)
             outputs.append(hidden)
