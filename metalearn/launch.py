@@ -36,14 +36,14 @@ def run_one(
     from metalearn.train.run_directory import open_run
 
     if os.environ.get("RANK", "0") != "0":
-        parts = _shared(build(config), config)
+        parts = _fitting(build(config), config)
         loop.follow(parts.method, parts.machine.processes)
         return None
     with open_run(config, command=command) as directory:
         if directory.finished:
             loop.dismiss(Machine(config.machine).processes)
         else:
-            parts = _shared(build(config), config)
+            parts = _fitting(build(config), config)
             directory.record_task(parts.task.spec)
             probe = _probe(config, parts)
             loop.run(config, parts.method, directory, describe, probe, parts.machine.processes)
@@ -59,8 +59,13 @@ def _probe(config: Config, parts: "Parts") -> "Probe | None":
     return Probe(config, parts)
 
 
-def _shared(parts: "Parts", config: Config) -> "Parts":
-    """`parts`, if its method can use as many processes as there are. Raises UserError."""
+def _fitting(parts: "Parts", config: Config) -> "Parts":
+    """`parts`, if its method can use all processes and be tested as asked. Raises UserError."""
+    if config.train.test and not parts.method.reads_test:
+        raise UserError(
+            f"train.test: got true, but method {config.method.name} never reads the test split; set "
+            "train.test=false"
+        )
     size = parts.machine.processes.size
     if size > 1 and not parts.method.shares_steps:
         raise UserError(

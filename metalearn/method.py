@@ -28,6 +28,7 @@ class Method(ABC):
     """A thing that learns in steps. Built as `Class(options, context)`."""
 
     shares_steps: bool = False  # whether `step` splits its work over `machine.processes`
+    reads_test: bool = True  # whether `evaluate` takes the test split
     ended: str = ""  # why it wants no more steps, by a stopping rule of its own; empty: it goes on
 
     @abstractmethod

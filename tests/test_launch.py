@@ -27,6 +27,16 @@ def test_a_run_says_its_numbers_and_leaves_a_report(metalearn, tmp_path):
     assert list((tmp_path / "run/wandb").glob("offline-run-*"))
 
 
+def test_a_search_that_is_to_be_tested_does_not_begin(metalearn, tmp_path):
+    space = ["network=darts_supernet", "network.cells=3", "network.channels=2", "network.nodes=1"]
+    search = ["task=digits", "task.batch=8", *space, "method=darts", "hypergradient=first_order"]
+    code, _, err = metalearn("train", *search, "train.steps=1", "log=none", "run_dir=run")
+
+    assert code == 2
+    assert "train.test: got true, but method darts never reads the test split; set train.test=false" in err
+    assert not (tmp_path / "run/metrics.jsonl").exists()
+
+
 def test_a_stored_configuration_runs_anew_to_the_same_bytes(metalearn, tmp_path):
     metalearn("train", *TINY, "run_dir=old", "log=none", "method.learning_rate=0.03")
     code, _, _ = metalearn("train", "--config-dir", "old", "run_dir=new")

@@ -34,6 +34,8 @@ class RandomSearch(Method):
     never read.
     """
 
+    reads_test = False
+
     def __init__(self, options: RandomSearchOptions, context: Context) -> None:
         if context.hypergradient is not None:
             raise UserError("method darts_random_search uses no hypergradient; set hypergradient=none")

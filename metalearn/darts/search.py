@@ -39,6 +39,8 @@ class Darts(Bilevel):
     and start afresh with each pass over `weight_split`. The test split is never read.
     """
 
+    reads_test = False
+
     def __init__(self, options: DartsOptions, context: Context) -> None:
         self.hypergradient = required(context.hypergradient)
         self.options, self.task, self.machine = options, context.task, context.machine
