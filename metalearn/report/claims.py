@@ -118,8 +118,10 @@ def published(paper: Mapping[str, Any]) -> str:
     """A paper's value as printed there."""
     if paper["value"] is None:
         return "-"
-    spread = "" if paper["spread"] is None else f" ± {paper['spread']:g}"
-    return f"{paper['value']:g}{spread} {paper['unit']}".rstrip()
+    if paper["spread"] is None:
+        return f"{paper['value']:g} {paper['unit']}".rstrip()
+    decimals = max(len(f"{paper[key]:g}".partition(".")[2]) for key in ("value", "spread"))
+    return f"{paper['value']:.{decimals}f} ± {paper['spread']:g} {paper['unit']}".rstrip()
 
 
 def against_paper(values: Sequence[float], paper: Mapping[str, Any], comparable: bool, goal: str) -> str:

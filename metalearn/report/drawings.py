@@ -144,12 +144,20 @@ def series(run: Run, name: str) -> tuple[dict[str, Curve], tuple[str, str]]:
 def _picture(table: Table, figure: dict[str, Any], _: Colours) -> Drawing:
     name = figure["picture"]
     runs = [run for _, finished in _finished(table, figure)[0].values() for run in finished]
-    for run in runs:
+    chosen = _chosen(table, figure)
+    for run in sorted(runs, key=lambda run: run.seed not in chosen):
         path = run.path / "artifacts" / name
         if path.suffix == ".svg" and path.exists():
-            return Drawing(figure["title"], path.read_text("utf-8"), f"Seed {run.seed}.", False)
+            caption = f"Seed {run.seed}, which was selected." if run.seed in chosen else f"Seed {run.seed}."
+            return Drawing(figure["title"], path.read_text("utf-8"), caption, False)
     there = sorted({path.name for run in runs for path in (run.path / "artifacts").glob("*.svg")})
     raise UserError(f"no finished run has artifacts/{name}; there is: {', '.join(there) or 'no .svg'}")
+
+
+def _chosen(table: Table, figure: dict[str, Any]) -> list[int]:
+    """The seeds with which the selection that a figure names went on."""
+    reports = [made.report for made in table.selections if made.stage == figure.get("selected")]
+    return [report["chosen"]["seed"] for report in reports if report]
 
 
 def of_metrics(groups: dict[str, list[Run]]) -> Iterable[Drawing]:

@@ -11,7 +11,18 @@ from metalearn.registry import UserError, closest
 from metalearn.report.claims import Claim, Summary, claim, summary
 from metalearn.report.selections import Selection, made
 
-FIGURE_KEYS = ("title", "label", "x_label", "log", "stage", "stages", "curve", "artifact", "picture")
+FIGURE_KEYS = (
+    "title",
+    "label",
+    "x_label",
+    "log",
+    "stage",
+    "stages",
+    "selected",
+    "curve",
+    "artifact",
+    "picture",
+)
 KINDS = ("curve", "artifact", "picture")
 
 
@@ -133,6 +144,12 @@ def check(plan: Plan) -> None:
             )
         for stage in stages_of(figure).values():
             _check_stage(plan, stage, place)
+        selected = figure.get("selected")  # the selection whose run is pictured rather than another
+        if selected is not None and selected not in plan.selections:
+            allowed = ", ".join(plan.selections) or "none"
+            raise UserError(
+                f"replicate.{place}.selected: got {selected!r}, must be a selection; choose one of: {allowed}"
+            )
 
 
 def stages_of(figure: Mapping[str, Any]) -> dict[str, str]:

@@ -5,7 +5,7 @@ import math
 import pytest
 from scipy import stats
 
-from metalearn.report.claims import against_paper, claim, half_width, summary
+from metalearn.report.claims import against_paper, claim, half_width, published, summary
 from metalearn.report.numbers import duration, measured, plain, span
 
 T2 = 4.302653  # Student's t, 2 degrees of freedom, 0.975, from the printed tables
@@ -106,6 +106,11 @@ def test_verdict_against_a_paper(values, comparable, goal, verdict):
     paper = {"value": 2.76, "spread": 0.09, "unit": "%"}
 
     assert against_paper(values, paper, comparable, goal) == verdict
+
+
+def test_a_papers_value_is_as_precise_as_its_spread():
+    assert published({"value": 3.0, "spread": 0.14, "unit": "%"}) == "3.00 ± 0.14 %"
+    assert published({"value": 55.7, "spread": None, "unit": ""}) == "55.7"
 
 
 @pytest.mark.parametrize(

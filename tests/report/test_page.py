@@ -1,5 +1,6 @@
 """The pages that a user opens: what they say, and that they need nothing but themselves."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -11,8 +12,10 @@ import pytest
 
 from metalearn import compare, report
 from metalearn.registry import UserError
+from metalearn.report.drawings import of_plan
 from metalearn.report.figures import SERIES, VARIABLES, band, chart
 from metalearn.report.inline import inline
+from metalearn.report.plan import evaluate
 
 VOID = {"meta", "link", "br", "img", "input", "hr"}
 
@@ -244,12 +247,36 @@ def test_one_runs_page(make_run, picture, write_curves, capsys):
          "'retrian'; choose one of: retrain"),
         ({"figures": [{"title": "t", "curve": "a", "picture": "b"}]}, "must have a title and one of"),
         ({"figures": [{"title": "t", "curv": "a"}]}, "no such option; choose one of: curve"),
+        ({"figures": [{"title": "t", "picture": "b", "stage": "retrain", "selected": "random"}]},
+         "selected: got 'random', must be a selection; choose one of: none"),
         ({"stages": {"retrain": None}}, "no stage is called 'random'"),
     ],
 )  # fmt: skip
 def test_a_wrong_plan_is_refused(make_plan, changes, words):
     with pytest.raises(UserError, match=re.escape(words)):
         report.check(make_plan(**changes))
+
+
+def test_the_picture_is_of_the_run_that_was_selected(replication, make_plan, tmp_path):
+    folders = replication(retrain=[2.0, 2.5], random=[3.0, 3.1])
+    for seed, path in folders["retrain"].items():
+        (path / "artifacts/cell.svg").write_text(
+            f'<svg xmlns="http://www.w3.org/2000/svg"><g id="of{seed}"/></svg>'
+        )
+    (tmp_path / "chosen").mkdir()
+    made = {"chosen": {"seed": 1}, "candidates": [], "metric": "valid/error", "finished": 2}
+    (tmp_path / "chosen/selection.json").write_text(json.dumps(made))
+    figure = {"title": "t", "picture": "cell.svg", "stage": "retrain"}
+    plan = make_plan(
+        figures=[figure, figure | {"selected": "chosen"}],
+        stages={"retrain": None, "random": None, "chosen": None},
+        selections=["chosen"],
+    )
+
+    first, selected = of_plan(evaluate(plan, {**folders, "chosen": {0: tmp_path / "chosen"}}))
+
+    assert (first.caption, "of0" in first.svg) == ("Seed 0.", True)
+    assert (selected.caption, "of1" in selected.svg) == ("Seed 1, which was selected.", True)
 
 
 def test_a_metric_that_no_run_has(replication, make_plan, tmp_path):
