@@ -55,7 +55,7 @@ def make_run(path, seed, errors, state="finished"):
     rows = [json.dumps({"step": step, "valid/error": error}) + "\n" for step, error in enumerate(errors)]
     (path / "metrics.jsonl").write_text("".join(rows))
     (path / "artifacts" / "genotype.json").write_text(f'{{"of": {seed}}}')
-    (path / "artifacts" / "cell_normal.svg").write_text(f"<svg id='{seed}'/>")
+    (path / "artifacts" / "genotype.svg").write_text(f"<svg id='{seed}'/>")
     return path
 
 
@@ -91,7 +91,7 @@ def test_the_best_candidate_is_chosen(candidates, curves, options, seed, tmp_pat
     words = select(candidates(*curves, **options), tmp_path / "selected")
 
     assert json.loads((tmp_path / "selected" / "genotype.json").read_text()) == {"of": seed}
-    assert f"id='{seed}'" in (tmp_path / "selected" / "cell_normal.svg").read_text()
+    assert f"id='{seed}'" in (tmp_path / "selected" / "genotype.svg").read_text()
     report = json.loads((tmp_path / "selected" / "selection.json").read_text())
     assert report["chosen"]["seed"] == seed
     assert [one["seed"] for one in report["candidates"]] == [0, 1, 2]

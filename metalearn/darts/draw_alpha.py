@@ -69,7 +69,11 @@ def _panels(sizes: list[tuple[float, float]]) -> tuple[Any, list[Any]]:
 
 def _edges(axes: Any, kind: str, choice: Choices) -> None:
     """Rows named source to target, nodes parted by lines."""
-    names = [f"{source} → {target}" for source, target in zip(choice.sources, choice.targets, strict=True)]
+    inputs = ("x, h",) if kind == "cell" else ("k-2", "k-1")
+    names = [
+        f"{inputs[source] if source < len(inputs) else source} → {target}"
+        for source, target in zip(choice.sources, choice.targets, strict=True)
+    ]
     axes.set_yticks(range(len(names)), names, fontsize=8)
     axes.set_title(TITLES[kind], fontsize=10)
     for row in range(1, len(names)):

@@ -23,12 +23,10 @@ def write_result(
 
 
 def write_genotype(folder: Path, genotype: AnyGenotype) -> None:
-    """`genotype.json`, `genotype.svg` of all its cells, and one .svg for each where there are several."""
+    """`genotype.json`, and `genotype.svg` of all its cells."""
     (folder / "genotype.json").write_text(genotype.to_json(), encoding="utf-8")
     if isinstance(genotype, Genotype):
         cells = {"normal cell": sketch(genotype.normal), "reduction cell": sketch(genotype.reduce)}
         write_svg(cells, folder / "genotype.svg")
-        for name, title in {"normal": "normal cell", "reduce": "reduction cell"}.items():
-            write_svg({title: cells[title]}, folder / f"cell_{name}.svg")
     if isinstance(genotype, RecurrentGenotype):
         write_svg({"recurrent cell": recurrent_sketch(genotype)}, folder / "genotype.svg")

@@ -244,7 +244,7 @@ class Darts(Bilevel):
         self.alpha_optimizer.load_state_dict(copy.deepcopy(place["alpha_optimizer"]))
 
     def artifacts(self, folder: Path) -> None:
-        """`genotype.json`, `alpha.json`, and `cell_normal.svg`, `cell_reduce.svg`, `alpha_history.json`."""
+        """`genotype.json`, `alpha.json`, their pictures, and what the monitor kept."""
         strengths = self._strengths()
         found = limited(self.network, strengths, self.options.selection.skips)
         write_result(folder, self.network, self.alpha, strengths, found)

@@ -105,7 +105,7 @@ def test_the_last_step_takes_the_candidate_with_the_lowest_error(search, tmp_pat
     assert float(rows[5]["search_valid/best"]) == pytest.approx(min(errors))
     assert float(rows[5]["search_valid/mean"]) == pytest.approx(sum(errors) / 5)
     assert load(str(tmp_path / "genotype.json")) == run._candidate(errors.index(min(errors)))
-    assert (tmp_path / "cell_normal.svg").exists()
+    assert (tmp_path / "genotype.svg").exists()
 
 
 def test_scores_leave_the_state_as_it_was(search):

@@ -353,8 +353,8 @@ def test_artifacts(search, tmp_path):
     written = json.loads((tmp_path / "alpha.json").read_text())
     torch.testing.assert_close(torch.tensor(written["normal"]), run.alpha["normal"].detach())
     assert written["operations"]["normal"][3] == "skip_connect"
-    for cell in ("normal", "reduce"):
-        assert (tmp_path / f"cell_{cell}.svg").read_text().startswith("<?xml")
+    for picture in ("genotype", "alpha"):
+        assert (tmp_path / f"{picture}.svg").read_text().startswith("<?xml")
 
 
 @pytest.mark.parametrize("kind", ["gumbel", "concrete", "dirichlet"])
