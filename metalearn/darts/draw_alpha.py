@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from metalearn.darts.draw import colour_of
 from metalearn.darts.space import Choices
@@ -24,9 +25,10 @@ def heat_maps(strengths: Tree, chosen: Tree, choices: dict[str, Choices]) -> Any
     canvas, panels = _panels(sizes)
     for axes, (kind, choice) in zip(panels, choices.items(), strict=True):
         values = strengths[kind].numpy()
-        axes.imshow(values, aspect="auto", cmap="Blues", vmin=0.0, vmax=max(0.5, float(values.max())))
+        shares = values / max(float(values.max()), 1e-12)
+        _cells(axes, _blue(shares))
         for (row, column), value in np.ndenumerate(values):
-            colour = "white" if value > 0.6 * axes.images[0].get_clim()[1] else "#222222"
+            colour = "white" if shares[row, column] > 0.6 else "#222222"
             axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=7, color=colour)
         for row, column in np.argwhere(chosen[kind].numpy()):
             axes.add_patch(_frame(row, column))
@@ -44,7 +46,7 @@ def strip(steps: Sequence[int], chosen: Sequence[Tree], choices: dict[str, Choic
     canvas, panels = _panels(sizes)
     for axes, (kind, choice) in zip(panels, choices.items(), strict=True):
         table = np.stack([masks[kind].numpy() for masks in chosen], axis=1)  # edge, time, operation
-        axes.imshow(_coloured(table, choice), aspect="auto", interpolation="nearest")
+        _cells(axes, _coloured(table, choice))
         shown = np.unique(np.linspace(0, len(steps) - 1, min(8, len(steps))).round().astype(int))
         axes.set_xticks(shown, [f"{steps[place]:,}" for place in shown], fontsize=8)
         axes.set_xlabel("step", fontsize=8)
@@ -65,6 +67,24 @@ def _panels(sizes: list[tuple[float, float]]) -> tuple[Any, list[Any]]:
         panels.append(canvas.add_axes((LEFT / width, top / height, inner[0] / width, inner[1] / height)))
         top -= BOTTOM
     return canvas, panels
+
+
+def _cells(axes: Any, colours: Float[np.ndarray, "row column rgb"]) -> None:
+    """A rectangle for each, the first row on top: pages show vectors, and no image inside a picture."""
+    from matplotlib.patches import Rectangle
+
+    rows, columns = colours.shape[:2]
+    for row, column in np.ndindex(rows, columns):
+        place = (column - 0.5, row - 0.5)
+        axes.add_patch(Rectangle(place, 1, 1, facecolor=colours[row, column], linewidth=0))
+    axes.set(xlim=(-0.5, columns - 0.5), ylim=(rows - 0.5, -0.5))
+
+
+def _blue(shares: Float[np.ndarray, "row column"]) -> Float[np.ndarray, "row column rgb"]:
+    """White for 0 to dark blue for 1."""
+    import matplotlib as mpl
+
+    return mpl.colormaps["Blues"](0.9 * shares)[..., :3]
 
 
 def _edges(axes: Any, kind: str, choice: Choices) -> None:

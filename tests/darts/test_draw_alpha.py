@@ -21,6 +21,12 @@ def masks(genotype: Genotype) -> dict[str, torch.Tensor]:
     return {"normal": encode(genotype.normal), "reduce": encode(genotype.reduce)}
 
 
+def cell_of(patch: Rectangle) -> tuple[int, int]:
+    """Row and column of a rectangle's middle."""
+    x, y = patch.get_center()
+    return round(y), round(x)
+
+
 @pytest.fixture
 def strengths():
     rng = generator("strengths")
@@ -33,8 +39,10 @@ def test_heat_map_has_every_number_and_frames_what_is_chosen(strengths):
     for axes, kind in zip(canvas.axes, CHOICES, strict=True):
         written = [text.get_text() for text in axes.texts]
         assert written == [f"{value:.2f}" for value in strengths[0][kind].flatten().tolist()]
-        frames = [patch for patch in axes.patches if isinstance(patch, Rectangle)]
-        places = sorted((round(f.get_y() + 0.45), round(f.get_x() + 0.47)) for f in frames)
+        places = sorted(cell_of(patch) for patch in axes.patches if not patch.get_fill())
+        shade_of = {cell_of(patch): sum(patch.get_facecolor()) for patch in axes.patches if patch.get_fill()}
+        darkest = np.unravel_index(strengths[0][kind].argmax(), (5, 8))
+        assert min(shade_of, key=shade_of.get) == darkest
         assert places == [tuple(place) for place in found[kind].nonzero().tolist()]
         assert [label.get_text() for label in axes.get_yticklabels()][-1] == "2 → 3"
 
@@ -43,11 +51,11 @@ def test_strip_colours_each_edge_by_the_operation_that_it_keeps(strengths):
     chosen = [masks(discretise(leaf["normal"], leaf["reduce"])) for leaf in strengths]
     canvas = strip([10, 20, 30], chosen, CHOICES)
     for axes, kind in zip(canvas.axes, CHOICES, strict=True):
-        image = axes.images[0].get_array()
+        shown = {cell_of(patch): patch.get_facecolor()[:3] for patch in axes.patches}
         for time, edge in np.ndindex(3, 5):
             row = chosen[time][kind][edge]
             colour = shade(CANDIDATES[int(row.int().argmax())]) if row.any() else EMPTY
-            np.testing.assert_allclose(image[edge, time], to_rgb(colour))
+            np.testing.assert_allclose(shown[edge, time], to_rgb(colour))
 
 
 def test_operations_of_one_kind_are_told_apart():
