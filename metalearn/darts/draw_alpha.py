@@ -76,7 +76,7 @@ def _cells(axes: Any, colours: Float[np.ndarray, "row column rgb"]) -> None:
     rows, columns = colours.shape[:2]
     for row, column in np.ndindex(rows, columns):
         place = (column - 0.5, row - 0.5)
-        axes.add_patch(Rectangle(place, 1, 1, facecolor=colours[row, column], linewidth=0))
+        axes.add_patch(Rectangle(place, 1, 1, facecolor=tuple(colours[row, column].tolist()), linewidth=0))
     axes.set(xlim=(-0.5, columns - 0.5), ylim=(rows - 0.5, -0.5))
 
 
@@ -114,16 +114,16 @@ def _coloured(table: np.ndarray, choice: Choices) -> np.ndarray:
 
     colours = np.array([to_rgb(shade(name)) for name in choice.operations])
     picked = colours[table.argmax(axis=2)]
-    return np.where(table.any(axis=2)[..., None], picked, np.array(to_rgb(EMPTY)))
+    return np.where(table.any(axis=2, keepdims=True), picked, np.array(to_rgb(EMPTY)))
 
 
 def shade(operation: str) -> str:
     """The colour of an operation's kind, lighter for a 3x3 window so that sizes are told apart."""
     from matplotlib.colors import to_hex, to_rgb
 
-    colour = np.array(to_rgb(colour_of(operation)))
     light = operation.endswith("3x3") and not operation.startswith("max")
-    return to_hex(colour + (1 - colour) * 0.45) if light else to_hex(colour)
+    red, green, blue = (part + (1 - part) * 0.45 * light for part in to_rgb(colour_of(operation)))
+    return to_hex((red, green, blue))
 
 
 def _legend(axes: Any, names: list[str]) -> None:
