@@ -14,7 +14,6 @@ RSS in MB on 2026-11-21 (2 vCPU AMD EPYC, torch 2.13).
 
 import argparse
 import os
-import resource
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -25,7 +24,7 @@ import torch
 from torch import Tensor
 
 import tasks  # noqa: F401
-from benchmarks.measure import measure, report
+from benchmarks.measure import measure, peak_rss, report
 from benchmarks.peer_search import PeerSearch
 from metalearn import registry
 from metalearn.compose import compose
@@ -102,7 +101,7 @@ def alone(name: str, order: str, shape: str, device: str) -> None:
     step = contender(name, order, shape, device)
     for _ in range(2):
         step()
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    print(peak_rss())
 
 
 def _config(order: str, shape: str, device: str, fused: bool) -> Config:

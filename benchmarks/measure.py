@@ -107,7 +107,7 @@ def _sample(function: Callable[[], object]) -> Sample:
     wall, cpu = time.perf_counter(), _cpu_seconds()
     function()
     _wait()
-    return Sample(_cpu_seconds() - cpu, time.perf_counter() - wall, _peak_rss())
+    return Sample(_cpu_seconds() - cpu, time.perf_counter() - wall, peak_rss())
 
 
 def _cpu_seconds() -> float:
@@ -158,7 +158,8 @@ def _reset_peak() -> None:
         return
 
 
-def _peak_rss() -> float:
+def peak_rss() -> float:
+    """The process's high-water mark in MB; that of getrusage would begin with what its parent held."""
     try:
         match = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
     except OSError:
