@@ -164,9 +164,9 @@ def peak(name: str, width: int, batch: int) -> float:
     short, long = segment(4, batch), segment(LONG, batch)
     LONG_RUN[name](problem, meta, short)
     measuring._reset_peak()
-    before = measuring._peak_rss()
+    before = measuring.peak_rss()
     LONG_RUN[name](problem, meta, long)
-    return measuring._peak_rss() - before
+    return measuring.peak_rss() - before
 
 
 def _peak_alone(name: str, width: int, batch: int) -> float:
