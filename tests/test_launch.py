@@ -108,7 +108,7 @@ QUICK = ["train.steps=2", "machine=cpu", "log=none", "log.progress=false", "trai
 @pytest.mark.parametrize(
     "parts",
     [
-        pytest.param(TINY, id="mlp"),
+        pytest.param(TINY, id="mlp", marks=pytest.mark.slow),
         pytest.param(CELL, id="cell", marks=pytest.mark.slow),
         pytest.param(LSTM, id="lstm", marks=pytest.mark.slow),
         pytest.param(HYPER, id="hyperlstm", marks=pytest.mark.slow),

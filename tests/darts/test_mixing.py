@@ -188,6 +188,7 @@ def test_finite_differences_see_one_draw(kind, images, tiny_supernet, machine, v
     assert norm(add(first, exact, -1.0)) > 1e-3 * norm(exact)
 
 
+@pytest.mark.slow
 def test_first_order_has_the_slope_of_the_outer_loss_in_edges_too(images, tiny_supernet, machine, variant):
     parts = (images(torch.float64), tiny_supernet(torch.float64), machine)
     problem, meta, inner, segment = bilevel(*parts, variant(kind="concrete", edge_normalisation=True))

@@ -111,6 +111,7 @@ def test_gap_is_the_error_of_the_chosen_operations_minus_the_supernets(search):
     torch.testing.assert_close(found["monitor/gap"], discrete - mixed)
 
 
+@pytest.mark.slow
 def test_measuring_changes_nothing_but_the_history(search):
     """With dropped paths, fused kernels and running statistics in place."""
     lines = ["method.regularisation.drop_path=0.5"]

@@ -151,6 +151,7 @@ def test_command_writes_all_files(metalearn, data_dir, tmp_path):
     assert {"seed", "hardware", "versions", "git", "task", "config"} <= set(record)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_gives_what_memory_gives(tmp_path):
     config = compose([*MOONS, "train.steps=2", f"run_dir={tmp_path / 'run'}"])
     run = run_one(config, ["test"])

@@ -122,6 +122,7 @@ def test_reptile_goes_to_the_mean_of_the_adapted_weights(kit, task):
 
 
 @pytest.mark.parametrize("estimator", ["conjugate_gradient", "neumann"])
+@pytest.mark.slow
 def test_imaml_agrees_with_central_differences_of_converged_runs(kit, estimator):
     data = kit.tasks["waves"]()
     fields = {"algorithm": "imaml", "inner_steps": 60, "inner_learning_rate": 0.2}

@@ -181,6 +181,7 @@ for values in json.loads(sys.argv[2]):
 """
 
 
+@pytest.mark.slow
 def test_another_process_with_another_hash_seed_draws_the_same(make):
     built = [make(name) for name in EMBEDDED]
     values = json.dumps([dataclasses.asdict(task.options) for task in built])
