@@ -17,7 +17,7 @@ from metalearn.darts.refusal import check_together, inner_run, required, searcha
 from metalearn.darts.result import write_result
 from metalearn.darts.selection import Timetable, decide, limited, running
 from metalearn.darts.space import Mixture, SearchSpace, running_statistics_kept, set_evaluation
-from metalearn.darts.stages import Schedule, pruned
+from metalearn.darts.stages import Schedule, check_operations, pruned
 from metalearn.darts.stopping import check
 from metalearn.darts.streams import Streams
 from metalearn.darts.weights import copied, descend, learning_rate, length_factor, means
@@ -52,6 +52,7 @@ class Darts(Bilevel):
         check(options, network.choices)
         self.timetable = Timetable(options.selection, network, self.seed, context.steps)
         self.schedule = Schedule(options.stages, self.timetable.begin)
+        check_operations(options.stages, network.choices)
         self.monitor = Monitor(options, network, self.seed)
         self._start(0, network)
 

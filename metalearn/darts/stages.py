@@ -11,6 +11,7 @@ import torch
 
 from metalearn.darts.architecture import Masks
 from metalearn.darts.config import StagesOptions
+from metalearn.darts.space import Choices
 from metalearn.registry import UserError
 from metalearn.tree import Tree
 
@@ -70,6 +71,16 @@ def pruned(strengths: Tree, allowed: Masks, keep: int) -> Masks:
         strongest = torch.zeros_like(mask).scatter(1, ranked.indices[:, :keep], True)
         masks[kind] = strongest & mask
     return masks
+
+
+def check_operations(options: StagesOptions, choices: dict[str, Choices]) -> None:
+    """Raises UserError for a first pruning that would leave every edge as it is."""
+    most = max(int(choice.allowed.sum(dim=1).max()) for choice in choices.values())
+    if options.operations and options.operations[0] >= most:
+        raise UserError(
+            f"method.stages.operations: got {options.operations}, an edge of this space has {most} to begin "
+            f"with; the first must be at most {most - 1}"
+        )
 
 
 def _check(options: StagesOptions) -> None:

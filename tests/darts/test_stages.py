@@ -161,6 +161,7 @@ def test_the_genotype_of_the_last_stage_has_what_is_left(search, tmp_path):
     ("stages", "message"),
     [
         (StagesOptions([4], [4, 2], []), "1 cells and 2 operations"),
+        (StagesOptions([4], [8], []), "an edge of this space has 8 to begin with; .* at most 7"),
         (StagesOptions([4, 5], [2, 4], []), "must fall from stage to stage"),
         (StagesOptions([4, 5], [4, 2], [0.1]), "1 values for 3 stages"),
         (StagesOptions([4] * 7, [8, 7, 6, 5, 4, 3, 2], []), "7 are left for 8 stages"),
