@@ -1,18 +1,21 @@
 """What is trained: a module from a batch's inputs to its outputs."""
 
 from abc import ABC, abstractmethod
+from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
+from jaxtyping import Int
 from torch import Tensor, nn
 
+from metalearn.task import Task
 from metalearn.tree import Tree
 
 
 class Output(NamedTuple):
     """What a network returns."""
 
-    logits: Tensor  # [batch classes] or [batch time symbols]; theta [batch dimension] for functions
+    logits: Tensor  # [batch classes] or [batch time outputs]; theta [batch dimension] for functions
     state: Tree = {}  # hidden state after the last symbol; empty where there is none
     auxiliary: Tensor | None = None  # logits of an auxiliary head, in training only
     penalty: Tensor | None = None  # what training adds to the task's loss (activation regularisation)
@@ -48,6 +51,24 @@ class OfGenotype(Protocol):
     @property
     def genotype(self) -> Found:
         """What it was built from."""
+        ...
+
+
+@runtime_checkable
+class Translator(Protocol):
+    """A network that answers source sentences."""
+
+    def translate(self, source: Int[Tensor, "batch time"]) -> list[list[int]]:
+        """The best answer to each, found by beam search: symbols without those that begin and end it."""
+        ...
+
+
+@runtime_checkable
+class Illustrated(Protocol):
+    """A network that has pictures and figures of its own to leave with a run."""
+
+    def illustrate(self, task: Task, folder: Path) -> None:
+        """Write them (svg, json) into `folder`; called in evaluation, without gradients."""
         ...
 
 

@@ -15,11 +15,11 @@ from torch.nn import functional as F
 from metalearn.averaging import Averaging
 from metalearn.machine import full
 from metalearn.method import Context, Method
-from metalearn.network import OfGenotype, Output, multiply_adds
+from metalearn.network import Illustrated, OfGenotype, Output, Translator, multiply_adds
 from metalearn.options import SupervisedOptions
 from metalearn.registry import UserError
 from metalearn.rng import seeded
-from metalearn.task import Batch, Metrics, Split, TaskSpec
+from metalearn.task import Batch, Metrics, Split, TaskSpec, Translated
 from metalearn.tree import Tree, count, detach
 
 
@@ -53,7 +53,8 @@ class Supervised(Method):
 
     def step(self, index: int) -> Metrics:
         batch = self.task.batch("train", index)
-        if index % self.task.batches("train") == 0 or not self.options.carry:
+        carried = self.options.carry and self.task.spec.kind == "language_model"
+        if index % self.task.batches("train") == 0 or not carried:
             self.hidden = {}
         self._judge(index)
         self._schedule(index, batch)
@@ -67,7 +68,7 @@ class Supervised(Method):
             nn.utils.clip_grad_norm_(self.network.parameters(), self.options.clip)
         self.optimizer.step()
         self.averaging.update()
-        self.hidden = detach(output.state)
+        self.hidden = detach(output.state) if carried else {}
         return _named("train", self.task.metrics(logits.detach(), batch))
 
     def _loss(self, output: Output, logits: Tensor, batch: Batch) -> Tensor:
@@ -118,9 +119,19 @@ class Supervised(Method):
         self.network.eval()
         with self.averaging.averaged():
             metrics = _sweep(self._score, self.task.sweep(split), self.task.spec.kind)
+            metrics |= self._answers(split)
         if self.task.spec.metric == "perplexity":
             metrics["perplexity"] = metrics["loss"].exp()  # of the mean, not the mean of batches'
         return _named(split, metrics)
+
+    def _answers(self, split: Split) -> Metrics:
+        """What whole translations are worth, on the test split: they take long to find."""
+        task, network = self.task, self.network
+        if split != "test" or not isinstance(task, Translated) or not isinstance(network, Translator):
+            return {}
+        batches = list(task.sweep(split))
+        answers = [answer for batch in batches for answer in network.translate(batch.x[:, 0])]
+        return task.score(batches, answers)
 
     def _score(self, batch: Batch, state: Tree) -> tuple[Metrics, Tree]:
         with seeded(*batch.key), self.machine.autocast():  # a cell may have operations that draw noise
@@ -146,12 +157,16 @@ class Supervised(Method):
 
     def artifacts(self, folder: Path) -> None:
         """`weights.safetensors` (averaged where that has begun, shared tensors once), `summary.json`, and
-        `genotype.json` where the network has a genotype.
+        where the network has them `genotype.json` and its own pictures.
         """
         with self.averaging.averaged():
             save_model(self.network, str(folder / "weights.safetensors"))
         if isinstance(self.network, OfGenotype):
             (folder / "genotype.json").write_text(self.network.genotype.to_json(), encoding="utf-8")
+        if isinstance(self.network, Illustrated):
+            self.network.eval()
+            with self.averaging.averaged(), torch.no_grad():
+                self.network.illustrate(self.task, folder)
         named = list(self.network.named_parameters())
         summary = {
             "network": type(self.network).__name__,
@@ -169,8 +184,9 @@ def _sweep(score: Callable[[Batch, Tree], tuple[Metrics, Tree]], batches: Any, k
     sums: dict[str, Tensor] = {}
     total, state = 0, {}
     for batch in batches:
-        metrics, state = score(batch, state)
-        weight = batch.y.numel() if kind == "language_model" else batch.y.shape[0]
+        metrics, last = score(batch, state)
+        state = last if kind == "language_model" else {}
+        weight = batch.targets or (batch.y.numel() if kind == "language_model" else batch.y.shape[0])
         total += weight
         for key, value in metrics.items():
             sums[key] = sums.get(key, 0.0) + weight * value.double()

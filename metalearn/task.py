@@ -1,17 +1,18 @@
 """What is learned on: data and a loss, with no opinion on what learns it."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 from jaxtyping import Float, Shaped
-from torch import Tensor
+from torch import Generator, Tensor
 
 from metalearn.rng import Key
 
 Split = Literal["train", "valid", "test", "search_train", "search_valid"]
-Kind = Literal["classification", "language_model", "function", "few_shot"]
+Kind = Literal["classification", "language_model", "function", "few_shot", "handwriting", "translation"]
+PADDING = 0  # translation: the symbol that fills a sentence up
 Metrics = dict[str, Tensor]
 
 
@@ -24,11 +25,16 @@ class Batch(NamedTuple):
     few_shot: a meta-batch of tasks, x [task example ...] float, y [task example] int64 (classes) or
     [task example 1] float (regression); the first `TaskSpec.support` examples of a task are what it adapts
     on, the others what it is scored on. `loss` and `metrics` take one task's part as well.
+    handwriting: x [batch time 3] float, the pen's moves (dx, dy) and whether it is lifted after them (1);
+    y [batch time 3], the next ones; rows are filled up with NaN in y and 0 in x.
+    translation: x [batch 2 time] int64, the source sentence and the target after the symbol that begins
+    one; y [batch time] int64, the target to the symbol that ends it; all filled up with PADDING.
     """
 
     x: Shaped[Tensor, "batch ..."]
     y: Shaped[Tensor, "batch ..."]
     key: tuple[Key, ...]
+    targets: int | None = None  # what the means of `metrics` are over, where that is not all of y
 
 
 @dataclass(frozen=True)
@@ -38,9 +44,9 @@ class TaskSpec:
     name: str
     kind: Kind
     input_shape: tuple[int, ...]  # of one example, without batch: (1, 8, 8), (2,), () for symbols
-    outputs: int  # classes, size of the alphabet, or dimension of theta
+    outputs: int  # classes, size of the alphabet (translation: of both languages), or dimension of theta
     sizes: dict[str, int]  # examples, symbols or functions by split
-    metric: str  # what reports print first: "error" (%), "bits" (per character), "perplexity", "loss"
+    metric: str  # what reports print first: "error" (%), "bits" (per character), "perplexity", "bleu", "loss"
     source: str
     licence: str
     provenance: str  # where these bytes came from: embedded, data_dir, download; and what was done to them
@@ -76,8 +82,28 @@ class Task(ABC):
 
     @abstractmethod
     def loss(self, output: Tensor, batch: Batch) -> Float[Tensor, ""]:
-        """The differentiable mean loss: cross-entropy in nats, or the mean function value."""
+        """The differentiable mean loss: negative log-likelihood in nats, or function value."""
 
     @abstractmethod
     def metrics(self, output: Tensor, batch: Batch) -> Metrics:
         """Detached means over the batch by quantity, `loss` among them: "error" in %, "bits", ..."""
+
+
+@runtime_checkable
+class Continued(Protocol):
+    """A task whose sequences a network can go on with: `metalearn sample`."""
+
+    def draw(
+        self, output: Float[Tensor, "batch outputs"], rng: Generator, temperature: float
+    ) -> Shaped[Tensor, "batch ..."]:
+        """The next input, drawn from what a network says of it; at temperature 0 the likeliest."""
+        ...
+
+
+@runtime_checkable
+class Translated(Protocol):
+    """A task that scores whole answers: translations, by BLEU."""
+
+    def score(self, batches: Sequence[Batch], answers: Sequence[list[int]]) -> Metrics:
+        """Metrics of one answer to each source sentence of a sweep, in their order."""
+        ...

@@ -10,10 +10,11 @@ CORE = {"tree", "rng", "registry", "config"}
 MAY_IMPORT = {  # part: the parts of metalearn that it may import, beside its own
     "tree": set(),
     "rng": set(),
+    "kernels": set(),
     "registry": set(),
     "config": {"registry"},
     "task": CORE,
-    "network": CORE,
+    "network": CORE | {"task"},
     "processes": CORE,
     "machine": CORE | {"processes"},
     "problem": CORE | {"task"},
@@ -32,7 +33,7 @@ MAY_IMPORT = {  # part: the parts of metalearn that it may import, beside its ow
 }
 FAMILY = CORE | {
     "task", "network", "networks", "machine", "problem", "inner_optimizers", "hypergradient", "method",
-    "options", "supervised", "processes",
+    "options", "supervised", "processes", "kernels",
 }  # fmt: skip
 MAY_IMPORT |= dict.fromkeys(
     ("darts", "hypernetworks", "learned_optimizers", "maml", "hyperparameters"), FAMILY

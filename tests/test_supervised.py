@@ -405,7 +405,10 @@ def test_drop_path_is_not_compiled():
 
 
 def test_convnet_is_a_function_of_its_batch_alone():
-    network = Convnet(ConvnetOptions(**CONVNET, deviation=0.01), make_spec("classification", (1, 8, 8), 10))
+    with seeded("convnet"):
+        network = Convnet(
+            ConvnetOptions(**CONVNET, deviation=0.01), make_spec("classification", (1, 8, 8), 10)
+        )
     assert not list(network.buffers())
     x = torch.randn(7, 1, 8, 8, generator=generator("x"))
     first = network(x).logits

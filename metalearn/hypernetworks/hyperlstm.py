@@ -17,12 +17,15 @@ from metalearn.hypernetworks.recurrent import (
     Affine,
     Cell,
     Norms,
+    Present,
     Stack,
     State,
     advance,
     by_gate,
     dropout_masks,
+    each,
     gate_constants,
+    hold,
     normalise,
     project,
     start_weights,
@@ -69,7 +72,14 @@ class HyperLSTMCell(Cell):
         nn.init.normal_(self.weight_z.data[:, SCALED * GATES :], std=BIAS_DEVIATION)
         self.weight_d.data[: SCALED * GATES] = SCALE / hyper.embedding
 
-    def scan(self, x: Tensor, state: State, scale: Tensor | None = None) -> tuple[Tensor, State]:
+    def scan(
+        self,
+        x: Tensor,
+        state: State,
+        scale: Tensor | None = None,
+        present: Present = None,
+        fused: bool = False,  # noqa: ARG002
+    ) -> tuple[Tensor, State]:
         step, hyper_bias = self._step()
         hyper_weight_x = self.hyper.weight_x[: self.weight_x.shape[0]]
         inputs = by_gate(project(x, self.weight_x, scale)).unbind(0)
@@ -78,8 +88,9 @@ class HyperLSTMCell(Cell):
         masks = dropout_masks(len(x), state[1], keep)
         hyper_masks = self.hyper.masks(len(x), state[3])
         outputs = []
-        for now in zip(inputs, hyper_inputs, masks, hyper_masks, strict=True):
-            state = self._advance(step, state, *now)
+        times = zip(each(present, len(x)), inputs, hyper_inputs, masks, hyper_masks, strict=True)
+        for here, *now in times:
+            state = hold(here, self._advance(step, state, *now), state)
             outputs.append(state[0])
         return torch.stack(outputs), state
 

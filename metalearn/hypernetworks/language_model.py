@@ -44,6 +44,7 @@ class LanguageModel(Network, ABC):
 
     def forward(self, x: Int[Tensor, "batch time"], state: Tree | None = None) -> Output:
         start = None if state is None else tuple(state[part] for part in self.parts)
+        self.recurrent.fused = self.fused
         outputs, last = self.recurrent(x.t(), start, self._input_scale(x.t()))
         outputs = F.dropout(outputs, 1.0 - self.options.output_keep, self.training)
         logits = self.output(outputs.transpose(0, 1))

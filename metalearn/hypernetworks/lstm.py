@@ -12,12 +12,15 @@ from metalearn.hypernetworks.recurrent import (
     Affine,
     Cell,
     Norms,
+    Present,
     Stack,
     State,
     advance,
     by_gate,
     dropout_masks,
+    each,
     gate_constants,
+    hold,
     normalise,
     project,
     start_weights,
@@ -41,16 +44,23 @@ class LSTMCell(Cell):
         self.norms = Norms(hidden_size) if options.layer_norm else None
         start_weights(self.weight_x, self.weight_h, options.initial)
 
-    def scan(self, x: Tensor, state: State, scale: Tensor | None = None) -> tuple[Tensor, State]:
-        hidden, cell = state
+    def scan(
+        self,
+        x: Tensor,
+        state: State,
+        scale: Tensor | None = None,
+        present: Present = None,
+        fused: bool = False,  # noqa: ARG002
+    ) -> tuple[Tensor, State]:
         bias, affine = gate_constants(self.bias, self.norms, self.options.forget_bias)
         inputs = project(x, self.weight_x, scale) + bias
         outputs = []
-        for projected, mask in zip(inputs.unbind(0), self.masks(len(x), cell), strict=True):
-            total = torch.addmm(projected, hidden, self.weight_h)
-            hidden, cell = self.advance(total, cell, affine, mask)
-            outputs.append(hidden)
-        return torch.stack(outputs), (hidden, cell)
+        times = zip(inputs.unbind(0), self.masks(len(x), state[1]), each(present, len(x)), strict=True)
+        for projected, mask, here in times:
+            total = torch.addmm(projected, state[0], self.weight_h)
+            state = hold(here, self.advance(total, state[1], affine, mask), state)
+            outputs.append(state[0])
+        return torch.stack(outputs), state
 
     def advance(
         self,

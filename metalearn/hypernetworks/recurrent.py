@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -19,6 +19,7 @@ GATES = 4
 FORGET = 2  # the forget gate's place
 EPSILON = 1e-3  # inside layer normalisation's square root, as the authors' supercell.py
 
+Present = Bool[Tensor, "time batch 1"] | None  # where rows of different lengths have an input
 State = tuple[Tensor, ...]  # the tensors that a cell hands on, the output h first; each [batch units]
 
 
@@ -51,12 +52,18 @@ class Cell(nn.Module, ABC):
 
     @abstractmethod
     def scan(
-        self, x: Shaped[Tensor, "time batch ..."], state: State, scale: Tensor | None = None
+        self,
+        x: Shaped[Tensor, "time batch ..."],
+        state: State,
+        scale: Tensor | None = None,
+        present: Present = None,
+        fused: bool = False,
     ) -> tuple[Float[Tensor, "time batch units"], State]:
         """Outputs at each time and the last state.
 
         `x` is [time batch inputs] of numbers, or [time batch] int64 for one-hot symbols. `scale`
-        [time batch 1] multiplies the inputs: that is what dropout does to one-hot symbols.
+        [time batch 1] multiplies the inputs: that is what dropout does to one-hot symbols. Where a row is
+        not `present`, its state stays as it is. `fused` allows kernels that are differentiated once.
         """
 
     def forward(self, x: Shaped[Tensor, "batch ..."], state: State) -> State:
@@ -65,7 +72,12 @@ class Cell(nn.Module, ABC):
 
 
 class Stack(nn.Module, ABC):
-    """Cells in layers, called as `torch.nn.LSTM` is; each tensor of the state is [layers batch units]."""
+    """Cells in layers, called as `torch.nn.LSTM` is; each tensor of the state is [layers batch units].
+
+    `fused` allows kernels that are differentiated once.
+    """
+
+    fused: bool = False
 
     def __init__(self, cells: Sequence[Cell], batch_first: bool) -> None:
         super().__init__()
@@ -73,15 +85,21 @@ class Stack(nn.Module, ABC):
         self.batch_first = batch_first
 
     def forward(
-        self, x: Shaped[Tensor, "time batch ..."], state: State | None = None, scale: Tensor | None = None
+        self,
+        x: Shaped[Tensor, "time batch ..."],
+        state: State | None = None,
+        scale: Tensor | None = None,
+        present: Present = None,
     ) -> tuple[Float[Tensor, "time batch units"], State]:
         """Outputs of the last layer at each time, and the last state of all layers.
 
-        `x` and `scale` as in `Cell.scan`; with `batch_first`, batch and time trade places in both and in
-        the outputs.
+        `x`, `scale` and `present` as in `Cell.scan`; with `batch_first`, batch and time trade places in all
+        and in the outputs.
         """
         if self.batch_first:
-            x, scale = x.transpose(0, 1), None if scale is None else scale.transpose(0, 1)
+            x, scale, present = (
+                None if given is None else given.transpose(0, 1) for given in (x, scale, present)
+            )
         if state is None:
             state = self.initial_state(x.shape[1])
         lasts = []
@@ -89,7 +107,7 @@ class Stack(nn.Module, ABC):
             self.cells, zip(*(part.unbind(0) for part in state), strict=True), strict=True
         ):
             assert isinstance(cell, Cell)
-            x, last = cell.scan(x, start, scale)
+            x, last = cell.scan(x, start, scale, present, self.fused)
             scale = None
             lasts.append(last)
         packed = tuple(torch.stack(parts) for parts in zip(*lasts, strict=True))
@@ -101,6 +119,18 @@ class Stack(nn.Module, ABC):
         assert isinstance(first, Cell)
         like = next(self.parameters())
         return tuple(like.new_zeros(len(self.cells), batch, units) for units in first.sizes)
+
+
+def hold(present: Tensor | None, new: State, old: State) -> State:
+    """The new state where a row is present, the old one where it has ended."""
+    if present is None:
+        return new
+    return tuple(torch.where(present, after, before) for after, before in zip(new, old, strict=True))
+
+
+def each(present: Present, times: int) -> Sequence[Tensor | None]:
+    """`present` at each time."""
+    return [None] * times if present is None else present.unbind(0)
 
 
 def project(x: Tensor, weight: Float[Tensor, "inputs outputs"], scale: Tensor | None) -> Tensor:

@@ -11,13 +11,14 @@ import metalearn.darts.fused.kernels as fused_kernels
 import tasks  # noqa: F401
 from metalearn.compose import compose
 from metalearn.darts.fused import compiled
-from metalearn.darts.fused.compiler import build
+from metalearn.darts.fused.kernels import SOURCE
 from metalearn.darts.search import Darts
 from metalearn.darts.space import Mixture, running_statistics_kept
 from metalearn.darts.supernet import Supernet
 from metalearn.hypergradient.config import FiniteDifferenceOptions, FirstOrderOptions
 from metalearn.hypergradient.finite_difference import FiniteDifference
 from metalearn.hypergradient.first_order import FirstOrder
+from metalearn.kernels import build
 from metalearn.machine import Machine
 from metalearn.method import Context
 from metalearn.registry import UserError
@@ -92,8 +93,8 @@ def assert_equal(found: Tree, expected: Tree, tolerance: float = 1e-12) -> None:
 @pytest.fixture
 def form(request, monkeypatch):
     """Compiled kernels, or torch's operations as where there is no compiler."""
-    if request.param == "compiled" and build(torch.float64).library is None:
-        pytest.skip(build(torch.float64).reason)
+    if request.param == "compiled" and build(torch.float64, SOURCE).library is None:
+        pytest.skip(build(torch.float64, SOURCE).reason)
     if request.param == "eager":
         monkeypatch.setattr(fused_cells, "kernels", lambda _: None)
     return request.param
@@ -224,20 +225,20 @@ def test_no_compiler_is_no_error(monkeypatch, tmp_path, supernet, images):
         build.cache_clear()
         monkeypatch.setenv("METALEARN_CACHE_DIR", str(cache))
         monkeypatch.setenv("CC", compiler) if compiler else monkeypatch.delenv("CC", raising=False)
-        assert reason in build(torch.float64).reason
+        assert reason in build(torch.float64, SOURCE).reason
     assert_equal(run(supernet(True), batch)[1], expected)
     build.cache_clear()
 
 
 def test_kernels_are_built_once(monkeypatch, tmp_path):
-    if build(torch.float32).library is None:
-        pytest.skip(build(torch.float32).reason)
+    if build(torch.float32, SOURCE).library is None:
+        pytest.skip(build(torch.float32, SOURCE).reason)
     build.cache_clear()
     monkeypatch.setenv("METALEARN_CACHE_DIR", str(tmp_path))
-    assert build(torch.float32).library is not None
+    assert build(torch.float32, SOURCE).library is not None
     (made,) = (tmp_path / "kernels").iterdir()
     first = made.stat().st_mtime_ns
     build.cache_clear()
-    assert build(torch.float32).library is not None
+    assert build(torch.float32, SOURCE).library is not None
     assert [path.stat().st_mtime_ns for path in (tmp_path / "kernels").iterdir()] == [first]
     build.cache_clear()

@@ -2,14 +2,16 @@
 
 import ctypes
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from metalearn.darts.fused.compiler import build
+from metalearn.kernels import build
 
+SOURCE = Path(__file__).with_name("kernels.c")
 LANES = 8  # channels that the kernels take at a time
 
 
@@ -174,7 +176,7 @@ def kernels(x: Float[Tensor, "batch channel height width"]) -> Kernels | None:
     """Those for x; None where it is on another device, has other channels, or no compiler is at hand."""
     if x.device.type != "cpu" or x.shape[1] % LANES:
         return None
-    library = build(x.dtype).library
+    library = build(x.dtype, SOURCE).library
     return Kernels(library) if library else None
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from metalearn.darts.fused.compiler import build
 from metalearn.darts.recurrent.nodes import Nodes
+from metalearn.kernels import build
 
 SOURCE = Path(__file__).with_name("mixing.c")
 

@@ -14,7 +14,6 @@ from typing import NamedTuple
 
 import torch
 
-SOURCE = Path(__file__).with_name("kernels.c")
 FLAGS = ("-std=gnu11", "-O3", "-march=native", "-fPIC", "-shared")
 PARALLEL = "-fopenmp"  # torch's own OpenMP is loaded already and has the same name
 REALS = {torch.float32: "float", torch.float64: "double"}
@@ -29,7 +28,7 @@ class Built(NamedTuple):
 
 
 @functools.cache
-def build(dtype: torch.dtype, source: Path = SOURCE) -> Built:
+def build(dtype: torch.dtype, source: Path) -> Built:
     """The kernels of a file for numbers of `dtype`, built or from the cache; never raises."""
     compiler = _compiler()
     if dtype not in REALS:
