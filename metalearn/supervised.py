@@ -19,7 +19,7 @@ from metalearn.network import Illustrated, OfGenotype, Output, Translator, multi
 from metalearn.options import SupervisedOptions
 from metalearn.registry import UserError
 from metalearn.rng import seeded
-from metalearn.task import Batch, Metrics, Split, TaskSpec, Translated
+from metalearn.task import PADDING, Batch, Metrics, Split, TaskSpec, Translated
 from metalearn.tree import Tree, count, detach
 
 
@@ -186,11 +186,18 @@ def _sweep(score: Callable[[Batch, Tree], tuple[Metrics, Tree]], batches: Any, k
     for batch in batches:
         metrics, last = score(batch, state)
         state = last if kind == "language_model" else {}
-        weight = batch.targets or (batch.y.numel() if kind == "language_model" else batch.y.shape[0])
+        weight = _targets(batch, kind)
         total += weight
         for key, value in metrics.items():
             sums[key] = sums.get(key, 0.0) + weight * value.double()
     return {key: (value / total).float() for key, value in sums.items()}
+
+
+def _targets(batch: Batch, kind: str) -> int:
+    """What the means of a batch's metrics are over: sequences of handwriting, symbols of translations."""
+    if kind == "translation":
+        return int((batch.y != PADDING).sum())
+    return batch.y.numel() if kind == "language_model" else batch.y.shape[0]
 
 
 def _named(split: str, metrics: Metrics) -> Metrics:

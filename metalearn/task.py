@@ -34,7 +34,6 @@ class Batch(NamedTuple):
     x: Shaped[Tensor, "batch ..."]
     y: Shaped[Tensor, "batch ..."]
     key: tuple[Key, ...]
-    targets: int | None = None  # what the means of `metrics` are over, where that is not all of y
 
 
 @dataclass(frozen=True)

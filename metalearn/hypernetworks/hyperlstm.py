@@ -89,8 +89,8 @@ class HyperLSTMCell(Cell):
         hyper_masks = self.hyper.masks(len(x), state[3])
         outputs = []
         times = zip(each(present, len(x)), inputs, hyper_inputs, masks, hyper_masks, strict=True)
-        for here, *now in times:
-            state = hold(here, self._advance(step, state, *now), state)
+        for here, now, hyper_now, mask, hyper_mask in times:
+            state = hold(here, self._advance(step, state, now, hyper_now, mask, hyper_mask), state)
             outputs.append(state[0])
         return torch.stack(outputs), state
 

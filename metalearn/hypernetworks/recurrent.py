@@ -97,9 +97,8 @@ class Stack(nn.Module, ABC):
         and in the outputs.
         """
         if self.batch_first:
-            x, scale, present = (
-                None if given is None else given.transpose(0, 1) for given in (x, scale, present)
-            )
+            x = x.transpose(0, 1)
+            scale, present = (None if given is None else given.transpose(0, 1) for given in (scale, present))
         if state is None:
             state = self.initial_state(x.shape[1])
         lasts = []
