@@ -16,14 +16,18 @@ class SupervisedOptions:
     learning_rate: float = number(above=0)
     nominal_time: int | None = number(at_least=1)  # texts: the rate is in proportion to the length over this
     momentum: float = number(at_least=0, below=1)  # of sgd and nt_asgd
+    nesterov: bool = required()  # of sgd and nt_asgd: the momentum's gradient is taken a step ahead
     patience: int = number(at_least=1)  # of nt_asgd: latest epochs that a loss is not held against
     betas: list[float] = required()  # of adam and adamw: decay of the first and the second moment
     weight_decay: float = number(at_least=0)
+    weight_decay_of: str = choice("all", "kernels")  # the last: of two and more dimensions, no bias or scale
     clip: float | None = number(above=0)  # largest norm of the whole gradient; null: none
-    schedule: str = choice("none", "cosine", "exponential")
+    schedule: str = choice("none", "cosine", "exponential", "steps")
     schedule_every: str = choice("step", "epoch")  # how often the schedule moves, and drop path
     final_learning_rate: float = number(at_least=0)  # where the cosine ends
     decay: float = number(above=0, at_most=1)  # of exponential: the rate's factor, at every step or epoch
+    milestones: list[int] = number(at_least=1)  # of steps: the steps or epochs that a new rate begins with
+    rates: list[float] = number(at_least=0)  # of steps: these rates; before the first, learning_rate
     label_smoothing: float = number(at_least=0, below=1)  # share of the target spread over all classes
     auxiliary_weight: float = number(at_least=0)  # of an auxiliary head's loss
     carry: bool = required()  # language models: batches continue with the hidden state of the one before

@@ -3,7 +3,9 @@
 import dataclasses
 import json
 import math
+from bisect import bisect_right
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,7 @@ class Supervised(Method):
                 "(method.inner_steps=0 trains one network on all tasks) or a task of another kind"
             )
         _check_kind(options, context.task.spec)
+        _check_schedule(options)
         self.options, self.task, self.machine = options, context.task, context.machine
         self.steps = context.steps
         self.network = context.network()
@@ -107,6 +110,8 @@ class Supervised(Method):
             return options.learning_rate
         if options.schedule == "exponential":
             return options.learning_rate * options.decay**period
+        if options.schedule == "steps":
+            return [options.learning_rate, *options.rates][bisect_right(options.milestones, period)]
         start, end = options.learning_rate, options.final_learning_rate
         return end + (start - end) * (1 + math.cos(math.pi * self.network.progress)) / 2
 
@@ -206,17 +211,23 @@ def _named(split: str, metrics: Metrics) -> Metrics:
 
 def _optimizer(options: SupervisedOptions, network: nn.Module) -> torch.optim.Optimizer:
     """The fused kernels: one pass over memory a step, the same bits at each run."""
-    common: dict[str, Any] = {
-        "lr": options.learning_rate,
-        "weight_decay": options.weight_decay,
-        "fused": True,
-    }
+    common: dict[str, Any] = {"lr": options.learning_rate, "fused": True}
+    groups = _groups(options, network)
     if options.optimizer in ("sgd", "nt_asgd"):
-        return torch.optim.SGD(network.parameters(), momentum=options.momentum, **common)
+        return torch.optim.SGD(groups, momentum=options.momentum, nesterov=options.nesterov, **common)
     if len(options.betas) != 2:
         raise UserError(f"method.betas: got {options.betas}, must be two numbers, e.g. [0.9,0.999]")
     kind = torch.optim.Adam if options.optimizer == "adam" else torch.optim.AdamW
-    return kind(network.parameters(), betas=(options.betas[0], options.betas[1]), **common)
+    return kind(groups, betas=(options.betas[0], options.betas[1]), **common)
+
+
+def _groups(options: SupervisedOptions, network: nn.Module) -> list[dict[str, Any]]:
+    """What decays, and with `weight_decay_of` kernels what does not: all of one dimension or none."""
+    leaves, decay = list(network.parameters()), options.weight_decay
+    if options.weight_decay_of == "all":
+        return [{"params": leaves, "weight_decay": decay}]
+    kernels, others = [p for p in leaves if p.dim() > 1], [p for p in leaves if p.dim() <= 1]
+    return [{"params": kernels, "weight_decay": decay}, {"params": others, "weight_decay": 0.0}]
 
 
 def _check_kind(options: SupervisedOptions, spec: TaskSpec) -> None:
@@ -230,6 +241,28 @@ def _check_kind(options: SupervisedOptions, spec: TaskSpec) -> None:
         raise UserError(
             f"method.nominal_time: got {options.nominal_time} with task {spec.name}, a {spec.kind}; "
             "only texts have a length: set it to null"
+        )
+
+
+def _check_schedule(options: SupervisedOptions) -> None:
+    """Refuse milestones that are none, and a momentum that cannot look ahead."""
+    milestones, rates = options.milestones, options.rates
+    if options.schedule != "steps" and (milestones or rates):
+        raise UserError(
+            f"method.milestones: got {milestones} and rates {rates} with method.schedule={options.schedule}, "
+            "which has none; set method.schedule=steps, or both to []"
+        )
+    if options.schedule == "steps" and not (milestones and len(milestones) == len(rates)):
+        raise UserError(
+            f"method.milestones: got {milestones} and method.rates {rates}; schedule=steps takes at least "
+            "one milestone and a rate for each milestone, e.g. milestones=[28000,56000] rates=[0.02,0.004]"
+        )
+    if any(later <= earlier for earlier, later in pairwise(milestones)):
+        raise UserError(f"method.milestones: got {milestones}, must rise, e.g. [28000,56000]")
+    if options.nesterov and (options.optimizer not in ("sgd", "nt_asgd") or options.momentum == 0):
+        raise UserError(
+            f"method.nesterov: got true with optimizer {options.optimizer} and momentum {options.momentum}; "
+            "only sgd and nt_asgd with a momentum above 0 look ahead: set it to false, or those"
         )
 
 

@@ -104,14 +104,18 @@ def make_options(**changes):
         "learning_rate": 0.03,
         "nominal_time": None,
         "momentum": 0.9,
+        "nesterov": False,
         "patience": 5,
         "betas": [0.9, 0.999],
         "weight_decay": 0.0,
+        "weight_decay_of": "all",
         "clip": None,
         "schedule": "none",
         "schedule_every": "step",
         "final_learning_rate": 0.0,
         "decay": 1.0,
+        "milestones": [],
+        "rates": [],
         "label_smoothing": 0.0,
         "auxiliary_weight": 0.0,
         "carry": True,
@@ -268,6 +272,75 @@ def test_exponential_schedule(every, powers):
     for index, power in enumerate(powers):
         method.step(index)
         assert method.optimizer.param_groups[0]["lr"] == pytest.approx(0.1 * 0.97**power)
+
+
+def test_rates_step_at_milestones():
+    """The first rate up to the first milestone, each later one from its own on (Ha et al. 2017, table 8)."""
+    changes = {"schedule": "steps", "learning_rate": 0.1, "milestones": [2, 3], "rates": [0.02, 0.004]}
+    method = make_method(Rows(), Sum, steps=6, **changes)
+    for index, rate in enumerate([0.1, 0.1, 0.02, 0.004, 0.004, 0.004]):
+        method.step(index)
+        assert method.optimizer.param_groups[0]["lr"] == rate
+
+
+def test_milestones_may_count_epochs():
+    changes = {"schedule": "steps", "schedule_every": "epoch", "milestones": [1], "rates": [0.5]}
+    method = make_method(Rows(), Sum, steps=6, learning_rate=1.0, **changes)
+    seen = []
+    for index in range(6):
+        method.step(index)
+        seen.append(method.optimizer.param_groups[0]["lr"])
+    assert seen == [1.0, 1.0, 1.0, 0.5, 0.5, 0.5]  # an epoch has three batches
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"schedule": "steps"}, "milestones"),
+        ({"schedule": "steps", "milestones": [2, 3], "rates": [0.1]}, "a rate for each milestone"),
+        ({"schedule": "steps", "milestones": [3, 3], "rates": [0.1, 0.2]}, "rise"),
+        ({"schedule": "cosine", "milestones": [3], "rates": [0.1]}, "schedule=steps"),
+        ({"optimizer": "sgd", "momentum": 0.0, "nesterov": True}, "momentum"),
+        ({"optimizer": "adam", "nesterov": True}, "sgd"),
+    ],
+)
+def test_refuses_schedules_and_momenta_that_make_no_sense(changes, words):
+    with pytest.raises(UserError, match=words):
+        make_method(Rows(), Sum, **changes)
+
+
+class Shifted(Network):
+    """A kernel and a bias that the loss does not reach."""
+
+    def __init__(self, spec):
+        super().__init__()
+        self.layer = nn.Linear(*spec.input_shape, spec.outputs)
+
+    def forward(self, x, state=None):  # noqa: ARG002
+        return Output(0 * self.layer(x))
+
+
+@pytest.mark.parametrize(("of", "decayed"), [("all", True), ("kernels", False)])
+def test_weight_decay_of_kernels_spares_the_biases(of, decayed):
+    changes = {"optimizer": "sgd", "learning_rate": 0.1, "weight_decay": 0.5, "weight_decay_of": of}
+    method = make_method(Moons(), Shifted, **changes)
+    layer = copy.deepcopy(method.network.layer)
+    method.step(0)
+    torch.testing.assert_close(method.network.layer.weight, 0.95 * layer.weight)
+    torch.testing.assert_close(method.network.layer.bias, (0.95 if decayed else 1.0) * layer.bias)
+
+
+def test_nesterov_momentum():
+    """Two steps by hand: the second moves by the gradient and 0.9 of the memory that holds it already."""
+    changes = {"optimizer": "sgd", "learning_rate": 0.1, "weight_decay": 0.0, "nesterov": True}
+    method = make_method(Moons(), TwoHeads, **changes)
+    leaf, memory = method.network.first.weight, 0.0
+    for index in range(2):
+        before = leaf.detach().clone()
+        method.step(index)
+        assert leaf.grad is not None
+        memory = 0.9 * memory + leaf.grad
+        torch.testing.assert_close(leaf.detach(), before - 0.1 * (leaf.grad + 0.9 * memory))
 
 
 class TwoHeads(Network):
