@@ -149,6 +149,8 @@ class HyperLSTM(Stack):
         hyper: HyperOptions,
         num_layers: int = 1,
         batch_first: bool = False,
+        dropout: float = 0.0,
     ) -> None:
         inputs = [input_size] + [hidden_size] * (num_layers - 1)
-        super().__init__([HyperLSTMCell(size, hidden_size, options, hyper) for size in inputs], batch_first)
+        cells = [HyperLSTMCell(size, hidden_size, options, hyper) for size in inputs]
+        super().__init__(cells, batch_first, dropout)

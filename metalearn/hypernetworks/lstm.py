@@ -87,6 +87,7 @@ class LSTM(Stack):
         options: CellOptions,
         num_layers: int = 1,
         batch_first: bool = False,
+        dropout: float = 0.0,
     ) -> None:
         inputs = [input_size] + [hidden_size] * (num_layers - 1)
-        super().__init__([LSTMCell(size, hidden_size, options) for size in inputs], batch_first)
+        super().__init__([LSTMCell(size, hidden_size, options) for size in inputs], batch_first, dropout)

@@ -79,10 +79,11 @@ class Stack(nn.Module, ABC):
 
     fused: bool = False
 
-    def __init__(self, cells: Sequence[Cell], batch_first: bool) -> None:
+    def __init__(self, cells: Sequence[Cell], batch_first: bool, dropout: float = 0.0) -> None:
         super().__init__()
         self.cells = nn.ModuleList(cells)
         self.batch_first = batch_first
+        self.dropout = dropout  # of what a layer hands to the next one
 
     def forward(
         self,
@@ -102,10 +103,11 @@ class Stack(nn.Module, ABC):
         if state is None:
             state = self.initial_state(x.shape[1])
         lasts = []
-        for cell, start in zip(
-            self.cells, zip(*(part.unbind(0) for part in state), strict=True), strict=True
-        ):
+        starts = zip(*(part.unbind(0) for part in state), strict=True)
+        for index, (cell, start) in enumerate(zip(self.cells, starts, strict=True)):
             assert isinstance(cell, Cell)
+            if index and self.dropout:
+                x = F.dropout(x, self.dropout, self.training)
             x, last = cell.scan(x, start, scale, present, self.fused)
             scale = None
             lasts.append(last)
