@@ -68,6 +68,12 @@ TOY = {
 }  # fmt: skip
 
 
+def _mostly_slow(recipes):
+    """The first of each folder is tested always, the others where time does not matter."""
+    firsts = {name.rpartition("/")[0]: name for name in reversed(recipes)}.values()
+    return [name if name in firsts else pytest.param(name, marks=pytest.mark.slow) for name in recipes]
+
+
 def _toy(name):
     return next((lines for prefix, lines in TOY.items() if name.startswith(prefix)), [])
 
@@ -93,7 +99,7 @@ def test_recipe_takes_two_steps_at_toy_size(name):
         assert all(value.isfinite().all() for value in metrics.values())
 
 
-@pytest.mark.parametrize("name", PLANS)
+@pytest.mark.parametrize("name", _mostly_slow(PLANS))
 def test_plan_is_whole(name, tmp_path):
     for plan in load(name):
         assert set(plan.table.rows.values()) <= set(plan.stages)
@@ -114,7 +120,7 @@ def test_every_tier_of_a_plan_composes(name, tier, tmp_path):
         check_run(plan, job.stage, compose(job.overrides))
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", _mostly_slow(RUNS))
 def test_a_recipe_without_a_plan_is_run_over_seeds(name, tmp_path):
     (plan,) = load(name)
     assert (plan.seeds, list(plan.stages)) == ([0, 1, 2], ["run"])
