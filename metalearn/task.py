@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Int, Int64, Shaped
 from torch import Generator, Tensor
 
 from metalearn.rng import Key
@@ -92,10 +92,28 @@ class Task(ABC):
 class Continued(Protocol):
     """A task whose sequences a network can go on with: `metalearn sample`."""
 
+    @property
+    def opening(self) -> Shaped[Tensor, "..."]:
+        """The input that stands before a sequence's first: the end of a line, a pen at rest."""
+        ...
+
     def draw(
         self, output: Float[Tensor, "batch outputs"], rng: Generator, temperature: float
     ) -> Shaped[Tensor, "batch ..."]:
         """The next input, drawn from what a network says of it; at temperature 0 the likeliest."""
+        ...
+
+
+@runtime_checkable
+class Written(Protocol):
+    """A task whose symbols stand for text."""
+
+    def encode(self, text: str) -> Int64[Tensor, " time"]:
+        """Its symbols. Raises UserError for one that is not in the alphabet."""
+        ...
+
+    def decode(self, symbols: Int[Tensor, " time"]) -> str:
+        """The text that `encode` reads."""
         ...
 
 

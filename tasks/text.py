@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float, Int, Int64
-from torch import Tensor
+from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from metalearn.registry import UserError
@@ -16,6 +16,8 @@ from metalearn.task import Batch, Metrics, Split, Task, TaskSpec
 from tasks import windows
 from tasks.config import TextOptions
 from tasks.examples import digest
+
+ENDS = ("\n", "<eos>", " ")  # what a text is begun after: the first of these that the alphabet has
 
 
 class Text(Task):
@@ -64,9 +66,10 @@ class Text(Task):
         self.batches("train")  # refuses a batch that is too large before anything runs
 
     def encode(self, text: str | Sequence[str]) -> Int64[Tensor, " time"]:
-        """Symbols as places in the alphabet. Raises UserError for one that is not in it."""
+        """Symbols as places in the alphabet; words part at spaces. Raises UserError for one not in it."""
         if isinstance(text, str) and not self.words:
             return self._encode_characters(text)
+        text = text.split() if isinstance(text, str) else text
         try:
             return torch.tensor([self.places[symbol] for symbol in text], dtype=torch.int64)
         except KeyError as error:
@@ -92,6 +95,25 @@ class Text(Task):
     def decode(self, symbols: Int[Tensor, " time"]) -> str:
         """The text that `encode` reads; words are joined by spaces."""
         return (" " if self.words else "").join(self.alphabet[place] for place in symbols.tolist())
+
+    @property
+    def opening(self) -> Int64[Tensor, ""]:
+        """The end of a line, or of a word: what a text is begun after."""
+        place = next((self.places[symbol] for symbol in ENDS if symbol in self.places), 0)
+        return torch.tensor(place, device=self.symbols["train"].device)
+
+    def draw(
+        self, output: Float[Tensor, "batch outputs"], rng: Generator, temperature: float
+    ) -> Int64[Tensor, " batch"]:
+        """Symbols drawn from the softmax of logits / temperature; at temperature 0 the likeliest."""
+        if temperature == 0:
+            return output.argmax(dim=1)
+        logits = output.double()
+        shares = ((logits - logits.amax(dim=1, keepdim=True)) / temperature).softmax(dim=1)
+        below = shares.cumsum(dim=1)
+        place = torch.rand(len(output), 1, dtype=torch.float64, generator=rng).to(output.device)
+        found = torch.searchsorted(below, place * below[:, -1:], right=True)
+        return found[:, 0].clamp(max=output.shape[1] - 1)
 
     def batches(self, split: Split) -> int:
         rows, time, columns = self.options.batch, self.options.time, self._columns(split)
