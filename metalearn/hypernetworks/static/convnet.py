@@ -1,5 +1,6 @@
 """The two-convolution network of MNIST, of which the second kernel is generated."""
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -13,7 +14,8 @@ from metalearn.tree import Tree
 class MnistConvnet(Network):
     """Convolution, ReLU and 2x2 max pooling, twice; then one linear map (Ha, Dai and Le 2017, section 4.1).
 
-    Raises UserError for tasks without images, or with images of under four pixels.
+    With `fused` maps lie channels-last. Raises UserError for tasks without images, or with images of a side
+    under four pixels.
     """
 
     def __init__(self, options: MnistConvnetOptions, spec: TaskSpec) -> None:
@@ -35,6 +37,8 @@ class MnistConvnet(Network):
         state: Tree | None = None,  # noqa: ARG002
     ) -> Output:
         """Logits [batch class]."""
+        if self.fused:
+            x = x.contiguous(memory_format=torch.channels_last)
         x = self.pool(self.first(x).relu_())
         x = self.pool(self.second(x).relu_())
         return Output(self.classifier(x.flatten(1)))

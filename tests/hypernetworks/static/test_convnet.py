@@ -37,10 +37,11 @@ def test_start_is_a_normal_distribution_cut_at_two_deviations():
     assert network.second.weight.std().item() == pytest.approx(0.0088, rel=0.02)  # 0.88 of what is cut off
 
 
-@pytest.mark.parametrize("side", [8, 11, 28])
-def test_forward(side):
+@pytest.mark.parametrize(("side", "fused"), [(8, False), (11, True), (28, True)])
+def test_forward(side, fused):
     """Pixel by pixel for the pools, torch's own convolution for the rest."""
     network = build(2, side, side, deviation=0.3, bias=0.1, kernel=5).double()
+    network.fused = fused
     x = torch.randn(3, 2, side, side, generator=generator("x"), dtype=torch.float64)
     maps = x
     for layer in (network.first, network.second):
