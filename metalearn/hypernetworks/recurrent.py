@@ -14,13 +14,16 @@ import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.rnn import PackedSequence
+
+from metalearn.hypernetworks.sequences import State, pack, reorder, unpack
+from metalearn.registry import UserError
 
 GATES = 4
 FORGET = 2  # the forget gate's place
 EPSILON = 1e-3  # inside layer normalisation's square root, as the authors' supercell.py
 
 Present = Bool[Tensor, "time batch 1"] | None  # where rows of different lengths have an input
-State = tuple[Tensor, ...]  # the tensors that a cell hands on, the output h first; each [batch units]
 
 
 class Affine(NamedTuple):
@@ -46,7 +49,10 @@ class Norms(nn.Module):
 
 
 class Cell(nn.Module, ABC):
-    """One layer; it reads a sequence in one call, so that all that can be hoisted out of the loop is."""
+    """One layer; it reads a sequence in one call, so that all that can be hoisted out of the loop is.
+
+    Its state is the tensors that it hands on, each [batch units], the output h first.
+    """
 
     sizes: tuple[int, ...]  # units of each tensor of the state
 
@@ -74,7 +80,8 @@ class Cell(nn.Module, ABC):
 class Stack(nn.Module, ABC):
     """Cells in layers, called as `torch.nn.LSTM` is; each tensor of the state is [layers batch units].
 
-    `fused` allows kernels that are differentiated once.
+    `dropout` is the share of what a layer hands to the next one that training drops. `fused` allows kernels
+    that are differentiated once.
     """
 
     fused: bool = False
@@ -83,25 +90,39 @@ class Stack(nn.Module, ABC):
         super().__init__()
         self.cells = nn.ModuleList(cells)
         self.batch_first = batch_first
-        self.dropout = dropout  # of what a layer hands to the next one
+        self.dropout = dropout
 
     def forward(
         self,
-        x: Shaped[Tensor, "time batch ..."],
+        x: Shaped[Tensor, "time batch ..."] | PackedSequence,
         state: State | None = None,
         scale: Tensor | None = None,
         present: Present = None,
-    ) -> tuple[Float[Tensor, "time batch units"], State]:
+    ) -> tuple[Float[Tensor, "time batch units"] | PackedSequence, State]:
         """Outputs of the last layer at each time, and the last state of all layers.
 
         `x`, `scale` and `present` as in `Cell.scan`; with `batch_first`, batch and time trade places in all
-        and in the outputs.
+        and in the outputs. Where a row is not present, its output is 0; its last state is that of its last
+        input. One sequence without a batch ([time inputs], or [time] of symbols) gives outputs and state
+        without one, and a PackedSequence a PackedSequence, the state's rows in the order before packing.
         """
-        if self.batch_first:
-            x = x.transpose(0, 1)
-            scale, present = (None if given is None else given.transpose(0, 1) for given in (scale, present))
-        if state is None:
-            state = self.initial_state(x.shape[1])
+        if isinstance(x, PackedSequence):
+            if scale is not None or present is not None:
+                raise UserError("a PackedSequence knows where its rows end; leave out scale and present")
+            return self._read_packed(x, state)
+        if x.dim() == (2 if x.is_floating_point() else 1):
+            return self._read_one(x, state, scale, present)
+        if not self.batch_first:
+            return self._read(x, state, scale, present)
+        scale, present = (None if given is None else given.transpose(0, 1) for given in (scale, present))
+        outputs, last = self._read(x.transpose(0, 1), state, scale, present)
+        return outputs.transpose(0, 1), last
+
+    def _read(
+        self, x: Tensor, state: State | None, scale: Tensor | None = None, present: Present = None
+    ) -> tuple[Tensor, State]:
+        """`forward` with time in front."""
+        state = self._checked(state, x.shape[1])
         lasts = []
         starts = zip(*(part.unbind(0) for part in state), strict=True)
         for index, (cell, start) in enumerate(zip(self.cells, starts, strict=True)):
@@ -111,15 +132,45 @@ class Stack(nn.Module, ABC):
             x, last = cell.scan(x, start, scale, present, self.fused)
             scale = None
             lasts.append(last)
-        packed = tuple(torch.stack(parts) for parts in zip(*lasts, strict=True))
-        return (x.transpose(0, 1) if self.batch_first else x), packed
+        together = tuple(torch.stack(parts) for parts in zip(*lasts, strict=True))
+        return x if present is None else x.masked_fill(~present, 0.0), together
+
+    def _read_one(
+        self, x: Tensor, state: State | None, scale: Tensor | None, present: Present
+    ) -> tuple[Tensor, State]:
+        """`forward` of one sequence without a batch."""
+        state = None if state is None else tuple(part.unsqueeze(1) for part in state)
+        scale, present = (None if given is None else given.unsqueeze(1) for given in (scale, present))
+        outputs, last = self._read(x.unsqueeze(1), state, scale, present)
+        return outputs.squeeze(1), tuple(part.squeeze(1) for part in last)
+
+    def _read_packed(self, x: PackedSequence, state: State | None) -> tuple[PackedSequence, State]:
+        padded = unpack(x)
+        state = None if state is None else reorder(state, x.sorted_indices)
+        outputs, last = self._read(padded.x, state, present=padded.present)
+        return pack(outputs, padded, x), reorder(last, x.unsorted_indices)
+
+    def _checked(self, state: State | None, batch: int) -> State:
+        """The state, zeros if None. Raises UserError for one of other shapes."""
+        if state is None:
+            return self.initial_state(batch)
+        found, allowed = [tuple(part.shape) for part in state], self._shapes(batch)
+        if found != allowed:
+            raise UserError(
+                f"state: got tensors of shapes {found}, must be {allowed}: one for each layer and row; "
+                "leave it out to start from zeros"
+            )
+        return state
 
     def initial_state(self, batch: int) -> State:
         """Zeros."""
+        like = next(self.parameters())
+        return tuple(like.new_zeros(shape) for shape in self._shapes(batch))
+
+    def _shapes(self, batch: int) -> list[tuple[int, ...]]:
         first = self.cells[0]
         assert isinstance(first, Cell)
-        like = next(self.parameters())
-        return tuple(like.new_zeros(len(self.cells), batch, units) for units in first.sizes)
+        return [(len(self.cells), batch, units) for units in first.sizes]
 
 
 def hold(present: Tensor | None, new: State, old: State) -> State:
