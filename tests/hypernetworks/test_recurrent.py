@@ -49,7 +49,7 @@ def pair(request):
     return theirs, ours
 
 
-def make_state(layers=2, batch=len(LENGTHS)):
+def make_state(layers=2, batch=4):
     return draw(layers, batch, UNITS, key="h"), draw(layers, batch, UNITS, key="c")
 
 
