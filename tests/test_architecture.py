@@ -22,6 +22,9 @@ MAY_IMPORT = {  # part: the parts of metalearn that it may import, beside its ow
     "hypergradient": CORE | {"task", "problem"},
     "method": CORE | {"task", "network", "machine", "problem", "hypergradient"},
     "options": {"config", "registry"},
+    "generation": CORE | {"task", "network"},
+    "restore": CORE | {"build", "train"},
+    "sample": CORE | {"task", "network", "supervised", "build", "restore", "generation"},
     "networks": CORE | {"task", "network", "options"},
     "averaging": CORE,
     "supervised": CORE | {"task", "network", "machine", "method", "options", "averaging"},
@@ -33,11 +36,12 @@ MAY_IMPORT = {  # part: the parts of metalearn that it may import, beside its ow
 }
 FAMILY = CORE | {
     "task", "network", "networks", "machine", "problem", "inner_optimizers", "hypergradient", "method",
-    "options", "supervised", "processes", "kernels",
+    "options", "supervised", "processes", "kernels", "generation",
 }  # fmt: skip
 MAY_IMPORT |= dict.fromkeys(
     ("darts", "hypernetworks", "learned_optimizers", "maml", "hyperparameters"), FAMILY
 )
+MAY_IMPORT["hypernetworks"] = FAMILY | {"compose"}  # a hypernetwork takes the options of any other network
 READERS = ("report", "compare", "records")  # they read runs/ only
 
 

@@ -1,3 +1,4 @@
 """Networks whose weights are made by other networks (Ha, Dai and Le 2017), and their controls."""
 
 from metalearn.hypernetworks import config as config
+from metalearn.hypernetworks import static as static

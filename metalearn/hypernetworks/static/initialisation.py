@@ -1,0 +1,61 @@
+"""How generated weights are distributed at the start, and embeddings that bring it about."""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from metalearn.hypernetworks.static.config import StartOptions
+from metalearn.hypernetworks.static.generator import Target
+from metalearn.registry import UserError
+
+
+class Start(NamedTuple):
+    """Mean and standard deviation of one generated parameter's numbers at the start."""
+
+    mean: float
+    deviation: float
+
+
+def start_of(target: Target, options: StartOptions) -> Start:
+    """What `options.initial` asks for.
+
+    ordinary: the mean and deviation of the parameter's own start, whatever that was. hyperfan_in and
+    hyperfan_out: gain / fan in variance, as He et al. 2015 start ordinary weights, with the fan of the
+    main network's layer (Chang, Flokas and Lipson 2020, from memory; they halve it where biases are
+    generated too, here those get a small deviation of their own). he_blocks and normal do not go by layers.
+    Biases, gains and shifts keep their usual mean. Raises UserError for he_blocks: only blocks have it.
+    """
+    if target.kind == "other":
+        return Start(target.mean, target.deviation or options.vectors)
+    if not target.is_matrix:
+        deviation = target.deviation if options.initial == "ordinary" else 0.0
+        return Start(target.mean, deviation or options.vectors)
+    if options.initial == "he_blocks":
+        raise UserError(
+            "network.generator.start.initial: got 'he_blocks' with a generator that has no basic blocks; "
+            "choose ordinary, hyperfan_in, hyperfan_out or normal, or kind=layer_embedding"
+        )
+    fan = target.fan_out if options.initial == "hyperfan_out" else target.fan_in
+    if options.initial == "ordinary":
+        return Start(0.0, math.hypot(target.mean, target.deviation))
+    return Start(0.0, math.sqrt(options.gain / fan))
+
+
+def unit_rows(*shape: int) -> Tensor:
+    """Random directions [... size] with mean square 1: no layer starts larger by chance."""
+    rows = torch.randn(*shape)
+    return rows / rows.square().mean(-1, keepdim=True).sqrt()
+
+
+def normal(*shape: int, deviation: float) -> nn.Parameter:
+    """A parameter with independent normal numbers."""
+    return nn.Parameter(deviation * torch.randn(*shape))
+
+
+def truncated_normal(*shape: int, deviation: float) -> nn.Parameter:
+    """The same without what lies beyond two deviations, as TensorFlow has it."""
+    return nn.Parameter(
+        nn.init.trunc_normal_(torch.empty(*shape), 0.0, deviation, -2 * deviation, 2 * deviation)
+    )

@@ -1,0 +1,30 @@
+"""Any registered network with generated weights, as a network of its own."""
+
+from torch import Tensor
+
+from metalearn import registry
+from metalearn.hypernetworks.static.config import HypernetworkOptions
+from metalearn.hypernetworks.static.hypernetize import chosen, hypernetize
+from metalearn.network import Network, Output
+from metalearn.task import TaskSpec
+from metalearn.tree import Tree, dot
+
+
+class HypernetworkOf(Network):
+    """`options.of` with weights made by a generator, and a penalty on what it makes (sheet 8.9)."""
+
+    def __init__(self, options: HypernetworkOptions, spec: TaskSpec) -> None:
+        super().__init__()
+        main = registry.build("network", options.options, spec=spec)
+        self.penalty = options.penalty
+        self.hypernetwork = hypernetize(main, options.generator, chosen(options.generates, options.exclude))
+
+    def forward(self, x: Tensor, state: Tree | None = None, condition: Tensor | int | None = None) -> Output:
+        main = self.hypernetwork.module
+        main.progress, main.fused = self.progress, self.fused  # type: ignore[assignment]
+        weights = self.hypernetwork.weights(condition)
+        output: Output = self.hypernetwork.call(weights, x, state)
+        if not self.training or not self.penalty:
+            return output
+        penalty = 0.5 * self.penalty * dot(weights, weights)
+        return output._replace(penalty=penalty if output.penalty is None else output.penalty + penalty)
