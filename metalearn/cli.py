@@ -21,6 +21,7 @@ COMMANDS = {
     "report": "write report.md and report.html for finished or running runs",
     "compare": "several runs: what differs, how they ended, their curves",
     "export": "take the result out of a run: genotype, weights, optimizer",
+    "sample": "generate from a run's checkpoint: text, handwriting, translations",
     "list": "tasks, networks, methods, hypergradients, recipes, problems or runs, and what is available here",
 }
 FAMILIES = (
@@ -77,6 +78,7 @@ def _dispatch(arguments: list[str]) -> int:
         "report": _report,
         "compare": _compare,
         "export": _export,
+        "sample": _sample,
         "list": _list,
     }
     if arguments and arguments[0].startswith("-sc"):
@@ -199,6 +201,27 @@ def _export(arguments: list[str]) -> int:
 
     for path in export(options.run, options.output or options.run / "export"):
         print(path)
+    return 0
+
+
+def _sample(arguments: list[str]) -> int:
+    parser = _parser("sample", "The same seed gives the same sample. Pictures go into RUN/samples/.")
+    parser.add_argument("run", type=Path, metavar="RUN")
+    parser.add_argument("--text", help="what a language model goes on with, or what is to be translated")
+    parser.add_argument("--length", type=int, help="symbols, or moves of the pen")
+    parser.add_argument("--temperature", type=float, help="1 (default): the model itself; 0: the likeliest")
+    parser.add_argument("--seed", type=int, help="of the draws (default: 0)")
+    parser.add_argument("--count", type=int, help="how many (default: 1; 5 test sentences)")
+    parser.add_argument("--output", type=Path, help="another folder than RUN/samples")
+    options = parser.parse_intermixed_args(arguments)
+    register_all()
+    from metalearn.sample import Request, sample, shown
+
+    request = Request(options.text, options.length, options.temperature, options.seed, options.count)
+    made = sample(options.run, request, options.output or options.run / "samples")
+    print("\n\n".join(map(shown, made.texts)), end="\n" if made.texts else "")
+    for path in made.files:
+        print(path, file=sys.stderr if made.texts else sys.stdout)
     return 0
 
 

@@ -3,17 +3,13 @@
 from pathlib import Path
 
 import torch
-from omegaconf import OmegaConf
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from metalearn.build import build
-from metalearn.config import Config, resolve
 from metalearn.network import Network
-from metalearn.registry import UserError
+from metalearn.restore import restore
 from metalearn.supervised import Supervised
 from metalearn.task import Task
-from metalearn.train.checkpoint import Restored, read_best, read_newest
 from metalearn.tree import Tree
 
 BATCH = torch.export.Dim("batch", min=1)
@@ -27,12 +23,7 @@ def export(run: Path, folder: Path) -> list[Path]:
     and checks it without metalearn: `network.pt2`, `example.safetensors`, `example.py`.
     Takes the best checkpoint if the run selects it, else the newest. Raises UserError.
     """
-    if not (run / "run.yaml").exists():
-        raise UserError(f"{run}: is no run directory (it has no run.yaml); metalearn list runs shows them")
-    config = resolve(OmegaConf.load(run / "run.yaml"))  # type: ignore[arg-type]
-    restored = _restored(run, config)
-    parts = build(config)
-    parts.method.load_state_dict(restored.state["method"])
+    parts = restore(run, "export")
     folder.mkdir(parents=True, exist_ok=True)
     parts.method.artifacts(folder)
     if isinstance(parts.method, Supervised):
@@ -42,16 +33,6 @@ def export(run: Path, folder: Path) -> list[Path]:
             network.fused = False
             write(network, parts.task, folder)
     return sorted(path for path in folder.iterdir() if path.is_file())
-
-
-def _restored(run: Path, config: Config) -> Restored:
-    folder = run / "checkpoints"
-    newest = read_newest(folder)
-    if newest is None:
-        raise UserError(f"{run}: has no checkpoint to export; let it run until train.checkpoint_every steps")
-    best = newest.state["best"]
-    chosen = read_best(folder, best["step"]) if config.train.select == "best" and best else newest
-    return chosen or newest
 
 
 class _Logits(nn.Module):

@@ -1,6 +1,7 @@
 """What is trained: a module from a batch's inputs to its outputs."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -69,6 +70,15 @@ class Illustrated(Protocol):
 
     def illustrate(self, task: Task, folder: Path) -> None:
         """Write them (svg, json) into `folder`; called in evaluation, without gradients."""
+        ...
+
+
+@runtime_checkable
+class Annotated(Protocol):
+    """A network that shows what goes on in it while it reads a text."""
+
+    def annotate(self, symbols: Int[Tensor, " time"], words: Sequence[str]) -> str:
+        """A picture (SVG) of the text, `words` its symbols; called in evaluation, without gradients."""
         ...
 
 

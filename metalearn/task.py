@@ -12,7 +12,7 @@ from metalearn.rng import Key
 
 Split = Literal["train", "valid", "test", "search_train", "search_valid"]
 Kind = Literal["classification", "language_model", "function", "few_shot", "handwriting", "translation"]
-PADDING = 0  # translation: the symbol that fills a sentence up
+PADDING, BEGIN, END = 0, 1, 2  # translation: what fills a sentence up, begins and ends it
 Metrics = dict[str, Tensor]
 
 
@@ -101,6 +101,15 @@ class Continued(Protocol):
         self, output: Float[Tensor, "batch outputs"], rng: Generator, temperature: float
     ) -> Shaped[Tensor, "batch ..."]:
         """The next input, drawn from what a network says of it; at temperature 0 the likeliest."""
+        ...
+
+
+@runtime_checkable
+class Pictured(Protocol):
+    """A task whose sequences are looked at."""
+
+    def picture(self, points: Float[Tensor, "time ..."]) -> str:
+        """A sequence as the text of an SVG."""
         ...
 
 
