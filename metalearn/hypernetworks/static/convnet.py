@@ -37,8 +37,8 @@ class MnistConvnet(Network):
         state: Tree | None = None,  # noqa: ARG002
     ) -> Output:
         """Logits [batch class]."""
-        if self.fused:
-            x = x.contiguous(memory_format=torch.channels_last)
+        if self.fused:  # a copy: with a single channel `contiguous` would leave the strides as they are
+            x = x.clone(memory_format=torch.channels_last)
         x = self.pool(self.first(x).relu_())
         x = self.pool(self.second(x).relu_())
         return Output(self.classifier(x.flatten(1)))
