@@ -27,6 +27,16 @@ class HyperOptions:
     embeddings_from: str  # z_t from the hyper cell's output at the "current" step, or at the "previous" one
 
 
+@dataclass(frozen=True)
+class HyperRnnOptions:
+    """The small RNN that makes the main one's weights, and how."""
+
+    units: int
+    embedding: int  # size of each of the three z
+    form: str  # weights "scaled" row by row (eq. 7), or mixed from `embedding` matrices in "full" (eq. 5)
+    embeddings_from: str  # z_t from the hyper cell's output at the "current" step, or at the "previous" one
+
+
 @dataclass
 class LanguageModelOptions:
     """A recurrent stack on one-hot symbols."""
@@ -34,24 +44,48 @@ class LanguageModelOptions:
     name: str = required()
     units: int = number(at_least=1)
     layers: int = number(at_least=1)
+    input_keep: float = number(above=0, at_most=1)
+    layer_keep: float = number(above=0, at_most=1)  # share of what a layer hands to the next one
+    output_keep: float = number(above=0, at_most=1)
+
+
+@register("network", "rnn_lm", "metalearn.hypernetworks.language_model:RnnLanguageModel")
+@dataclass
+class RnnLmOptions(LanguageModelOptions):
+    """An ordinary tanh RNN on symbols."""
+
+
+@register("network", "hyperrnn_lm", "metalearn.hypernetworks.language_model:HyperRnnLanguageModel")
+@dataclass
+class HyperrnnLmOptions(LanguageModelOptions):
+    """A HyperRNN on symbols: a small RNN makes the weights of the main one at each step."""
+
+    hyper_units: int = number(at_least=1)
+    embedding: int = number(at_least=1)  # size of each of the three z
+    form: str = choice("scaled", "full")  # rows of one matrix scaled, or `embedding` matrices mixed
+    embeddings_from: str = choice("current", "previous")  # which output of the hyper cell makes z_t
+
+
+@dataclass
+class GatedOptions(LanguageModelOptions):
+    """What LSTMs have beyond that."""
+
     layer_norm: bool = required()
     forget_bias: float = number()
     initial: str = choice("paper", "code")
-    input_keep: float = number(above=0, at_most=1)
     recurrent_keep: float = number(above=0, at_most=1)
-    output_keep: float = number(above=0, at_most=1)
 
 
 @register("network", "lstm_lm", "metalearn.hypernetworks.language_model:LstmLanguageModel")
 @dataclass
-class LstmLmOptions(LanguageModelOptions):
-    """An ordinary LSTM."""
+class LstmLmOptions(GatedOptions):
+    """An ordinary LSTM on symbols."""
 
 
 @register("network", "hyperlstm_lm", "metalearn.hypernetworks.language_model:HyperLstmLanguageModel")
 @dataclass
-class HyperlstmLmOptions(LanguageModelOptions):
-    """A HyperLSTM."""
+class HyperlstmLmOptions(GatedOptions):
+    """A HyperLSTM on symbols: a small LSTM scales the main one's weights at each step."""
 
     hyper_units: int = number(at_least=1)
     embedding: int = number(at_least=1)  # size of each of the twelve z

@@ -9,14 +9,20 @@ from torch.nn import functional as F
 
 from metalearn.hypernetworks.config import (
     CellOptions,
+    GatedOptions,
     HyperlstmLmOptions,
     HyperOptions,
+    HyperrnnLmOptions,
+    HyperRnnOptions,
     LanguageModelOptions,
     LstmLmOptions,
+    RnnLmOptions,
 )
 from metalearn.hypernetworks.hyperlstm import HyperLSTM
+from metalearn.hypernetworks.hyperrnn import HyperRNN
 from metalearn.hypernetworks.lstm import LSTM
 from metalearn.hypernetworks.recurrent import Stack
+from metalearn.hypernetworks.rnn import RNN
 from metalearn.network import Network, Output
 from metalearn.registry import UserError
 from metalearn.task import TaskSpec
@@ -40,6 +46,7 @@ class LanguageModel(Network, ABC):
         super().__init__()
         self.options, self.parts = options, parts
         self.recurrent = recurrent
+        self.recurrent.dropout = 1.0 - options.layer_keep
         self.output = nn.Linear(options.units, spec.outputs)
 
     def forward(self, x: Int[Tensor, "batch time"], state: Tree | None = None) -> Output:
@@ -56,6 +63,22 @@ class LanguageModel(Network, ABC):
             return None
         ones = torch.ones(*x.shape, 1, dtype=self.output.weight.dtype, device=x.device)
         return F.dropout(ones, 1.0 - self.options.input_keep)
+
+
+class RnnLanguageModel(LanguageModel):
+    """An ordinary tanh RNN."""
+
+    def __init__(self, options: RnnLmOptions, spec: TaskSpec) -> None:
+        super().__init__(options, spec, RNN(spec.outputs, options.units, options.layers), ("h",))
+
+
+class HyperRnnLanguageModel(LanguageModel):
+    """A HyperRNN."""
+
+    def __init__(self, options: HyperrnnLmOptions, spec: TaskSpec) -> None:
+        hyper = HyperRnnOptions(options.hyper_units, options.embedding, options.form, options.embeddings_from)
+        recurrent = HyperRNN(spec.outputs, options.units, hyper, options.layers)
+        super().__init__(options, spec, recurrent, ("h", "hyper_h"))
 
 
 class LstmLanguageModel(LanguageModel):
@@ -81,5 +104,5 @@ class HyperLstmLanguageModel(LanguageModel):
         super().__init__(options, spec, recurrent, ("h", "c", "hyper_h", "hyper_c"))
 
 
-def _cell(options: LanguageModelOptions) -> CellOptions:
+def _cell(options: GatedOptions) -> CellOptions:
     return CellOptions(options.layer_norm, options.forget_bias, options.recurrent_keep, options.initial)
