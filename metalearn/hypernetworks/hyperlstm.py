@@ -11,6 +11,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from metalearn.hypernetworks.config import CellOptions, HyperOptions
+from metalearn.hypernetworks.fused.hyperlstm import HyperLSTMScan, Plan, Weights
+from metalearn.hypernetworks.fused.lstm import Times
+from metalearn.hypernetworks.fused.sequence import fusable, norm_of
 from metalearn.hypernetworks.lstm import LSTMCell
 from metalearn.hypernetworks.recurrent import (
     GATES,
@@ -78,21 +81,44 @@ class HyperLSTMCell(Cell):
         state: State,
         scale: Tensor | None = None,
         present: Present = None,
-        fused: bool = False,  # noqa: ARG002
+        fused: bool = False,
     ) -> tuple[Tensor, State]:
         step, hyper_bias = self._step()
         hyper_weight_x = self.hyper.weight_x[: self.weight_x.shape[0]]
-        inputs = by_gate(project(x, self.weight_x, scale)).unbind(0)
-        hyper_inputs = (project(x, hyper_weight_x, scale) + hyper_bias).unbind(0)
+        inputs = project(x, self.weight_x, scale)
+        hyper_inputs = project(x, hyper_weight_x, scale) + hyper_bias
         keep = self.options.recurrent_keep if self.training else 1.0
         masks = dropout_masks(len(x), state[1], keep)
         hyper_masks = self.hyper.masks(len(x), state[3])
+        rows = each(present, len(x))
+        if fused and fusable(inputs):
+            return self._fused(self._plan(masks, hyper_masks, rows), step, (inputs, hyper_inputs), state)
         outputs = []
-        times = zip(each(present, len(x)), inputs, hyper_inputs, masks, hyper_masks, strict=True)
-        for here, now, hyper_now, mask, hyper_mask in times:
+        unbound = by_gate(inputs).unbind(0), hyper_inputs.unbind(0)
+        for here, now, hyper_now, mask, hyper_mask in zip(rows, *unbound, masks, hyper_masks, strict=True):
             state = hold(here, self._advance(step, state, now, hyper_now, mask, hyper_mask), state)
             outputs.append(state[0])
         return torch.stack(outputs), state
+
+    def _plan(self, masks: Times, hyper_masks: Times, present: Times) -> Plan:
+        previous = self.hyper_options.embeddings_from == "previous"
+        normed, hyper_normed = self.norms is not None, self.hyper.norms is not None
+        return Plan(masks, hyper_masks, present, previous, normed, hyper_normed)
+
+    def _fused(
+        self, plan: Plan, step: Step, inputs: tuple[Tensor, Tensor], state: State
+    ) -> tuple[Tensor, State]:
+        weights = Weights(
+            step.weight_h,
+            self.hyper.weight_h,
+            step.weight_z,
+            step.bias_z,
+            self.weight_d,
+            step.bias.flatten(),
+        )
+        norms = *norm_of(self.norms, step.affine), *norm_of(self.hyper.norms, step.hyper_affine)
+        outputs, *last = HyperLSTMScan.apply(plan, *inputs, *state, *weights, *norms)  # type: ignore[misc]
+        return outputs, tuple(last)
 
     def _step(self) -> tuple[Step, Tensor]:
         bias, affine = gate_constants(self.bias, self.norms, self.options.forget_bias)

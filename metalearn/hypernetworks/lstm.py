@@ -7,6 +7,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from metalearn.hypernetworks.config import CellOptions
+from metalearn.hypernetworks.fused.lstm import LSTMScan
+from metalearn.hypernetworks.fused.sequence import fusable, norm_of
 from metalearn.hypernetworks.recurrent import (
     GATES,
     Affine,
@@ -50,13 +52,17 @@ class LSTMCell(Cell):
         state: State,
         scale: Tensor | None = None,
         present: Present = None,
-        fused: bool = False,  # noqa: ARG002
+        fused: bool = False,
     ) -> tuple[Tensor, State]:
         bias, affine = gate_constants(self.bias, self.norms, self.options.forget_bias)
         inputs = project(x, self.weight_x, scale) + bias
+        masks, rows = self.masks(len(x), state[1]), each(present, len(x))
+        if fused and fusable(inputs):
+            norm = norm_of(self.norms, affine)
+            outputs, *last = LSTMScan.apply(masks, rows, inputs, *state, self.weight_h, *norm)  # type: ignore[misc]
+            return outputs, tuple(last)
         outputs = []
-        times = zip(inputs.unbind(0), self.masks(len(x), state[1]), each(present, len(x)), strict=True)
-        for projected, mask, here in times:
+        for projected, mask, here in zip(inputs.unbind(0), masks, rows, strict=True):
             total = torch.addmm(projected, state[0], self.weight_h)
             state = hold(here, self.advance(total, state[1], affine, mask), state)
             outputs.append(state[0])
