@@ -23,6 +23,9 @@ class Chunked(Generator):
     one for each parameter, take them to the deviation that parameter starts with.
     """
 
+    means: Tensor
+    scales: Tensor
+
     def __init__(
         self,
         targets: Sequence[Target],
@@ -34,8 +37,10 @@ class Chunked(Generator):
         self.conditions, self.targets = conditions, tuple(targets)
         self.chunks = _chunks(targets, options)
         deviation = start.deviation if start.initial == "normal" else None
-        self.starts = [start_of(target, start) for target in targets]
-        self.scales = [1.0 if deviation is not None else each.deviation for each in self.starts]
+        starts = [start_of(target, start) for target in targets]
+        scales = [each.deviation if deviation is None else 1.0 for each in starts]
+        self.register_buffer("means", torch.tensor([each.mean for each in starts]))
+        self.register_buffer("scales", torch.tensor(scales))
         self.chunk_embeddings = _embeddings(deviation, sum(self.chunks), options.embedding)
         self.layer_embeddings = self.condition_embeddings = None
         size = options.embedding
@@ -49,13 +54,11 @@ class Chunked(Generator):
 
     def forward(self, condition: Condition = None) -> Tree:
         flat = self.layers(self._inputs(condition)).flatten()
-        sizes = self._sizes(flat.numel())
-        pieces = flat.split(sizes)[: 2 * len(self.targets) : 2]
+        pieces = flat.split(self._sizes(flat.numel()))[: 2 * len(self.targets) : 2]
+        parts = zip(self.targets, self.means, self.scales, pieces, strict=True)
         return {
-            target.name: start.mean * (not target.is_matrix) + scale * piece.view(target.shape)
-            for target, start, scale, piece in zip(
-                self.targets, self.starts, self.scales, pieces, strict=True
-            )
+            target.name: torch.addcmul(mean, scale, piece.view(target.shape))
+            for target, mean, scale, piece in parts
         }
 
     def _inputs(self, condition: Condition) -> Float[Tensor, "chunk size"]:

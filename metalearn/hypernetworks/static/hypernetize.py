@@ -14,6 +14,7 @@ from metalearn.hypernetworks.static.chunked import Chunked
 from metalearn.hypernetworks.static.config import GeneratorOptions
 from metalearn.hypernetworks.static.coordinate import Coordinate
 from metalearn.hypernetworks.static.generator import Condition, Generator, Target
+from metalearn.hypernetworks.static.kept import Kept
 from metalearn.hypernetworks.static.layer_embedding import LayerEmbedding
 from metalearn.registry import UserError
 from metalearn.tree import Tree
@@ -30,14 +31,14 @@ class Hypernetwork(nn.Module):
     """`module` with generated parameters: made once a call, by plain operations, differentiable twice.
 
     In evaluation without gradients they are kept until the generator's parameters change: in place, by
-    `load_state_dict`, by a move, or through any call of `train` or `eval`. (Writing to `parameter.data` in
-    place between two calls in evaluation is what this cannot see.)
+    `load_state_dict`, by a move, by an optimizer, or until `train` or `eval` is called. (What this cannot see
+    is `parameter.data` written to in place between two calls in evaluation.)
     """
 
     def __init__(self, module: nn.Module, generator: Generator) -> None:
         super().__init__()
         self.module, self.generator = module, generator
-        self._kept: dict[Condition, tuple[tuple[Any, ...], Tree]] = {}
+        self._kept = Kept()
 
     def forward(self, *inputs: Any, condition: Condition = None, **named: Any) -> Any:
         return self.call(self.weights(condition), *inputs, **named)
@@ -48,13 +49,9 @@ class Hypernetwork(nn.Module):
 
     def weights(self, condition: Condition = None) -> Tree:
         """The generated parameters by name; in the generator's own precision under autocast, too."""
-        if not self._keeps(condition):
-            self._kept.clear()
+        if isinstance(condition, Tensor) or not self._keeps():
             return self._made(condition)
-        moment = tuple(_moment(parameter) for parameter in self.generator.parameters())
-        if condition not in self._kept or self._kept[condition][0] != moment:
-            self._kept[condition] = (moment, self._made(condition))
-        return self._kept[condition][1]
+        return self._kept.take(condition, self.generator.parameters(), lambda: self._made(condition))
 
     def train(self, mode: bool = True) -> "Hypernetwork":
         """As any module's; what was kept is forgotten."""
@@ -69,20 +66,14 @@ class Hypernetwork(nn.Module):
         with torch.autocast(device, enabled=False):
             return self.generator(condition)
 
-    def _keeps(self, condition: Condition) -> bool:
+    def _keeps(self) -> bool:
         """Whether nothing is differentiated, traced or put in a parameter's place (by `functional_call`)."""
         if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
             return False
-        plain = all(
+        return all(
             type(parameter) is nn.Parameter and not parameter.is_inference()
             for parameter in self.generator.parameters()
         )
-        return plain and not isinstance(condition, Tensor)
-
-
-def _moment(parameter: Tensor) -> tuple[Any, ...]:
-    """What changes when a parameter's numbers do."""
-    return parameter._version, parameter.data_ptr(), parameter.dtype, parameter.device
 
 
 def hypernetize(

@@ -25,13 +25,12 @@ def start_of(target: Target, options: StartOptions) -> Start:
     hyperfan_out: gain / fan in variance, as He et al. 2015 start ordinary weights, with the fan of the
     main network's layer (Chang, Flokas and Lipson 2020, from memory; they halve it where biases are
     generated too, here those get a small deviation of their own). he_blocks and normal do not go by layers.
-    Biases, gains and shifts keep their usual mean. Raises UserError for he_blocks: only blocks have it.
+    Biases, gains and shifts keep their usual mean, others their own start. Raises UserError for he_blocks: only blocks have it.
     """
-    if target.kind == "other":
-        return Start(target.mean, target.deviation or options.vectors)
     if not target.is_matrix:
-        deviation = target.deviation if options.initial == "ordinary" else 0.0
-        return Start(target.mean, deviation or options.vectors)
+        own = target.kind == "other" or options.initial == "ordinary"
+        mean = 0.0 if target.kind == "bias" and target.deviation else target.mean
+        return Start(mean, (target.deviation if own else 0.0) or options.vectors)
     if options.initial == "he_blocks":
         raise UserError(
             "network.generator.start.initial: got 'he_blocks' with a generator that has no basic blocks; "
