@@ -1,9 +1,10 @@
 """The HyperRNN: a small RNN makes the weights of a large one anew at each step.
 
-Ha, Dai and Le 2017, equations 4 to 8. With `form` "full" the weights are mixtures of N_z matrices (eq. 5); with
-"scaled" the rows of one matrix are scaled (eq. 7 and 8). In both, what a weight does to a vector is computed
-without ever making the weight. The paper's misprints are read as its text and the authors' supercell.py have
-it: eq. 5 multiplies by x_t, and embeddings come from the hyper cell's current output unless options choose.
+Ha, Dai and Le 2017, equations 4 to 8. In the "full" form the weights are mixtures of N_z matrices (eq. 5), in
+the "scaled" one the rows of one matrix are scaled (eq. 7 and 8). In both, what a weight does to a vector is
+computed without ever making the weight. The paper's misprints are read as its text and the authors'
+supercell.py have it: eq. 5 multiplies by x_t, and embeddings come from the hyper cell's current output unless
+options choose.
 """
 
 from abc import ABC, abstractmethod

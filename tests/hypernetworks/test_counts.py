@@ -1,4 +1,4 @@
-"""Parameter counts of tables 3, 4 and 5 of Ha, Dai and Le 2017 (sheet 3.4): exact, and beside the printed ones."""
+"""Parameter counts of tables 3 to 5 of Ha, Dai and Le 2017 (sheet 3.4): exact, beside the printed ones."""
 
 import pytest
 import torch
@@ -7,6 +7,7 @@ from torch import nn
 from metalearn.hypernetworks.config import CellOptions, HyperOptions
 from metalearn.hypernetworks.hyperlstm import HyperLSTM
 from metalearn.hypernetworks.lstm import LSTM
+from metalearn.replicate import load
 from metalearn.tree import count
 
 PTB, ENWIK8 = (50, 50), (205, 205)  # inputs, outputs
@@ -45,6 +46,12 @@ UNMATCHED_HYPERLSTMS = [
     (PTB, 1000, 128, 16, 1, True, 5_085_682, "5.06"),
     (ENWIK8, 1800, 256, 64, 1, True, 18_728_773, "18.78"),  # digits that changed places?
 ]
+
+
+@pytest.fixture(autouse=True)
+def undrawn(monkeypatch):
+    """Normal draws without memory load torch's decompositions, for seconds."""
+    monkeypatch.setattr(nn.init, "normal_", lambda tensor, **_: tensor)
 
 
 def millions(parameters):
@@ -134,3 +141,11 @@ def test_fifty_symbols_are_forced():
     ]
     assert counts == [4_249_049, 6_561_299, 12_253_049]
     assert [millions(found) for found in counts] == ["4.25", "6.56", "12.25"]
+
+
+def test_quick_start_compares_what_it_says():
+    """One control has as many units, the other as many parameters within half a per cent."""
+    (plan,) = load("quickstart/hyperlstm_python_docs")
+    assert plan.stages["same_parameters"].overrides == ["network.units=122"]
+    hyper = count_hyperlstm((96, 96), 96, 32, 4, 1, True)
+    assert count_lstm((96, 96), 122, 1, True) == pytest.approx(hyper, rel=0.005)

@@ -2,9 +2,12 @@
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from torch import nn
 
-from metalearn.compose import compose
+import metalearn.options  # noqa: F401
+import tasks  # noqa: F401
+from metalearn.compose import CONF, compose
 from metalearn.export import _Step
 from metalearn.hypernetworks.config import HyperlstmLmOptions, HyperrnnLmOptions, LstmLmOptions, RnnLmOptions
 from metalearn.hypernetworks.language_model import (
@@ -16,7 +19,6 @@ from metalearn.hypernetworks.language_model import (
 from metalearn.registry import UserError, build, fields
 from metalearn.rng import generator, seeded
 from metalearn.task import TaskSpec
-from metalearn.tree import count
 
 
 def make_spec(symbols, kind="language_model"):
@@ -104,7 +106,7 @@ def test_learns_to_count(make):
     """0 1 2 3 4 5 6 0 ...: from ln 7 to near nothing."""
     torch.manual_seed(0)
     network = make(units=16)
-    text = torch.arange(25).remainder(7).expand(4, -1)
+    text = torch.arange(16).remainder(7).expand(2, -1)
     optimizer = torch.optim.Adam(network.parameters(), 0.01)
     for _ in range(60):
         optimizer.zero_grad()
@@ -131,10 +133,6 @@ def test_dropout_between_layers():
 
 @pytest.mark.parametrize("name", ["rnn_lm", "hyperrnn_lm", "lstm_lm", "hyperlstm_lm"])
 def test_options_of_conf_are_complete(name):
-    from omegaconf import OmegaConf
-
-    from metalearn.compose import CONF
-
     assert list(OmegaConf.load(CONF / "network" / f"{name}.yaml")) == fields("network", name)
     small = ["network.units=8", *(["network.hyper_units=4"] if name.startswith("hyper") else [])]
     network = build("network", compose([f"network={name}", *small]).network, spec=make_spec(7))
@@ -157,14 +155,3 @@ def test_exports_two_layers_with_any_number_of_rows(make):
         logits, state = program(x[:, time], state)
         torch.testing.assert_close(logits, expected.logits[:, time])
     torch.testing.assert_close(state, expected.state)
-
-
-def test_quick_start_compares_what_it_says():
-    """One control has as many units, the other as many parameters within half a per cent."""
-    from metalearn.replicate import load
-
-    (plan,) = load("quickstart/hyperlstm_python_docs")
-    assert plan.stages["same_parameters"].overrides == ["network.units=122"]
-    with torch.device("meta"):
-        hyper, lstm = make_hyper(96, 96, hyper=32, embedding=4), make_lstm(96, 122)
-    assert count(lstm.parameters()) == pytest.approx(count(hyper.parameters()), rel=0.005)
