@@ -13,6 +13,7 @@ _NEEDED: dict[str, list[list[DataFile]]] = {
     "ptb_word": [list(sources.PTB.values())],
     "omniglot": [sources.OMNIGLOT],
     "tiny_shakespeare": [[sources.TINY_SHAKESPEARE]],
+    "enwik8": [[sources.ENWIK8]],
     "wikitext2": [[sources.WIKITEXT2_ARCHIVE], list(sources.WIKITEXT2.values())],
 }
 

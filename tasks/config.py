@@ -100,6 +100,12 @@ class PtbCharOptions(TextOptions):
     """Penn Treebank by characters, 50 symbols (Mikolov 2012)"""
 
 
+@register("task", "enwik8", "tasks.text:Text")
+@dataclass
+class Enwik8Options(TextOptions):
+    """the first 100 million bytes of an English Wikipedia dump, 205 distinct ones (Hutter prize)"""
+
+
 @register("task", "ptb_word", "tasks.text:Text")
 @dataclass
 class PtbWordOptions(TextOptions):

@@ -6,7 +6,7 @@ import unicodedata
 import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from metalearn.registry import UserError
 from tasks import files, sources
@@ -16,15 +16,19 @@ TYPOGRAPHIC = {
     "‘": "'", "’": "'", "“": '"', "”": '"', "–": "-", "—": "--", "…": "...", "\u00a0": " ", "\t": "    ",
 }  # fmt: skip
 
+ENWIK8_COUNTS = {"symbols": 205, "bytes": 100_000_000}
 WIKITEXT2_COUNTS = {"words": 33_278, "train": 2_088_628, "valid": 217_646, "test": 245_569}
+
+
+Content = TypeVar("Content", str, bytes)
 
 
 class Corpus(NamedTuple):
     """A text as its reader gives it."""
 
-    parts: dict[str, Sequence[str]]  # symbols by split: train, valid, test
-    alphabet: list[str]
-    words: bool  # symbols are words, else characters
+    parts: dict[str, Sequence[str]] | dict[str, bytes]  # symbols by split: train, valid, test
+    alphabet: list[str]  # a byte is the character of its number
+    words: bool  # symbols are words, else characters, or bytes where parts are
     source: str
     licence: str
     provenance: str
@@ -74,7 +78,7 @@ def _python_docs(data_dir: Path, download: bool) -> Corpus:  # noqa: ARG001
     )
 
 
-def _contiguous(text: str) -> dict[str, Sequence[str]]:
+def _contiguous(text: Content) -> dict[str, Content]:
     first, second = len(text) * 90 // 100, len(text) * 95 // 100
     return {"train": text[:first], "valid": text[first:second], "test": text[second:]}
 
@@ -88,6 +92,26 @@ def _tiny_shakespeare(data_dir: Path, download: bool) -> Corpus:
         source="Karpathy 2015, char-rnn: tiny Shakespeare",
         licence="public domain",
         provenance="original file, verified by digest",
+    )
+
+
+def _enwik8(data_dir: Path, download: bool) -> Corpus:
+    """Bytes as they are, the alphabet in their order: 90, 5 and 5 million (Ha, Dai and Le 2017, section 4.4)."""
+    content = files.read(sources.ENWIK8, data_dir, download)
+    alphabet = [chr(code) for code in range(256) if bytes((code,)) in content]
+    found = {"symbols": len(alphabet), "bytes": len(content)}
+    if found != ENWIK8_COUNTS:
+        raise UserError(
+            f"enwik8: got {found}, must be {ENWIK8_COUNTS}: this is not the file of the Hutter prize; delete it "
+            "and put a good copy there"
+        )
+    return Corpus(
+        parts=_contiguous(content),
+        alphabet=alphabet,
+        words=False,
+        source="Hutter 2006, the human knowledge compression contest: English Wikipedia of March 3, 2006",
+        licence="Creative Commons Attribution-ShareAlike and GNU Free Documentation License",
+        provenance="original bytes, verified by digest and by their counts",
     )
 
 
@@ -168,6 +192,7 @@ def _wikitext2_contents(data_dir: Path, download: bool) -> dict[str, bytes]:
 _READERS: dict[str, Callable[[Path, bool], Corpus]] = {
     "python_docs": _python_docs,
     "tiny_shakespeare": _tiny_shakespeare,
+    "enwik8": _enwik8,
     "ptb_char": _ptb_char,
     "ptb_word": _ptb_word,
     "wikitext2": _wikitext2,

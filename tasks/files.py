@@ -4,9 +4,11 @@ import contextlib
 import gzip
 import hashlib
 import http.client
+import io
 import os
 import tempfile
 import urllib.request
+import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,10 +24,11 @@ AGENT = {"User-Agent": "metalearn"}  # some hosts refuse the name that urllib gi
 class DataFile(NamedTuple):
     """One file by its content, wherever it lies."""
 
-    digest: str  # "sha256:..." or "md5:..." of the content, unpacked if the name ends in .gz (not .tar.gz)
+    digest: str  # "sha256:..." or "md5:..." of the content, unpacked where the name ends in .gz (not .tar.gz)
     places: tuple[str, ...]  # paths under data_dir, the first existing one is read
     url: str | None = None  # the usual source; saved at the first place
     instead: str = ""  # what else would do, for the message that the file is missing
+    member: str | None = None  # what is the content where the name ends in .zip; None: the archive itself
 
 
 def cache_dir() -> Path:
@@ -67,15 +70,29 @@ def digest_of(content: bytes, like: str) -> str:
 def _verified(raw: bytes, file: DataFile, origin: str) -> bytes:
     """What `raw` unpacks to. Raises UserError if that is not the file."""
     try:
-        content = _gunzip(raw) if origin.endswith(".gz") and not origin.endswith(".tar.gz") else raw
+        content = _unpacked(raw, file, origin)
         found = digest_of(content, file.digest)
-    except (OSError, EOFError, zlib.error) as error:
+    except (OSError, EOFError, zlib.error, zipfile.BadZipFile, KeyError) as error:
         found, content = f"none, for it does not unpack ({error})", b""
     if found != file.digest:
         raise UserError(
             f"{origin}: truncated or altered: expected {file.digest}, found {found} ({len(raw)} bytes); "
             "delete it and put a good copy there, or let it be downloaded (download=true)"
         )
+    return content
+
+
+def _unpacked(raw: bytes, file: DataFile, origin: str) -> bytes:
+    if origin.endswith(".zip") and file.member is not None:
+        return _unzip(raw, file.member)
+    return _gunzip(raw) if origin.endswith(".gz") and not origin.endswith(".tar.gz") else raw
+
+
+def _unzip(raw: bytes, member: str) -> bytes:
+    with zipfile.ZipFile(io.BytesIO(raw)) as archive, archive.open(member) as packed:
+        content = packed.read(LARGEST)
+        if packed.read(1):
+            raise zipfile.BadZipFile("too large")
     return content
 
 

@@ -73,6 +73,15 @@ TINY_SHAKESPEARE = DataFile(
     f"{_SHAKESPEARE}input.txt",
 )
 
+# size and digest of the content, not of its archive, are on the author's page (mattmahoney.net/dc/textdata.html)
+ENWIK8 = DataFile(
+    "sha1:57b8363b814821dc9d47aa4d41f58733519076b2",
+    ("enwik8/enwik8.zip", "enwik8.zip", "enwik8/enwik8", "enwik8"),
+    "https://mattmahoney.net/dc/enwik8.zip",
+    instead=" (or the unpacked enwik8/enwik8)",
+    member="enwik8",
+)
+
 # the files' digests are those of mxnet's gluon and gluonnlp (seen to hold for valid and test), the archive's
 # is torchtext's; the author's own copy is fetched, for the place of Merity et al. 2016 has gone
 WIKITEXT2 = {

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, Int64
+from jaxtyping import Float, Int, Int64, UInt8
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
@@ -46,8 +46,10 @@ class Text(Task):
         self.spans: dict[Split, tuple[int, list[windows.Span]]] = {}  # by split: a pass, its windows
         self.alphabet = corpus.alphabet
         self.places = {symbol: place for place, symbol in enumerate(corpus.alphabet)}
+        self.bytewise = isinstance(corpus.parts["train"], bytes)
         kind = torch.int16 if len(corpus.alphabet) <= torch.iinfo(torch.int16).max else torch.int32
-        parts = {split: self.encode(part).to(kind) for split, part in corpus.parts.items()}
+        kind = torch.uint8 if self.bytewise else kind
+        parts = {split: self._encode(part).to(kind) for split, part in corpus.parts.items()}
         half = math.ceil(len(parts["train"]) / 2)
         parts |= {"search_train": parts["train"][:half], "search_valid": parts["train"][half:]}
         self.symbols = {split: part.to(device) for split, part in parts.items()}
@@ -66,7 +68,17 @@ class Text(Task):
         self.batches("train")  # refuses a batch that is too large before anything runs
 
     def encode(self, text: str | Sequence[str]) -> Int64[Tensor, " time"]:
-        """Symbols as places in the alphabet; words part at spaces. Raises UserError for one not in it."""
+        """Symbols as places in the alphabet; words part at spaces, bytes are those of UTF-8.
+
+        Raises UserError for one that is not in it.
+        """
+        return self._encode(text).long()
+
+    def _encode(self, text: str | bytes | Sequence[str]) -> Int[Tensor, " time"]:
+        if self.bytewise and isinstance(text, str):
+            text = text.encode()
+        if isinstance(text, bytes):
+            return self._encode_bytes(text)
         if isinstance(text, str) and not self.words:
             return self._encode_characters(text)
         text = text.split() if isinstance(text, str) else text
@@ -74,6 +86,15 @@ class Text(Task):
             return torch.tensor([self.places[symbol] for symbol in text], dtype=torch.int64)
         except KeyError as error:
             raise self._unknown(error.args[0]) from None
+
+    def _encode_bytes(self, text: bytes) -> UInt8[Tensor, " time"]:
+        """The same for bytes, with no more memory than theirs: there may be a hundred million."""
+        known = bytes(map(ord, self.alphabet))
+        unknown = text.translate(None, delete=known)
+        if unknown:
+            raise self._unknown(chr(unknown[0]))
+        placed = text.translate(bytes.maketrans(known, bytes(range(len(known)))))
+        return torch.frombuffer(bytearray(placed), dtype=torch.uint8)
 
     def _encode_characters(self, text: str) -> Int64[Tensor, " time"]:
         """The same by one look-up in a table of code points."""
@@ -93,7 +114,10 @@ class Text(Task):
         )
 
     def decode(self, symbols: Int[Tensor, " time"]) -> str:
-        """The text that `encode` reads; words are joined by spaces."""
+        """The text that `encode` reads; words are joined by spaces, bytes that are no UTF-8 become U+FFFD."""
+        if self.bytewise:
+            codes = bytes(ord(self.alphabet[place]) for place in symbols.tolist())
+            return codes.decode(errors="replace")
         return (" " if self.words else "").join(self.alphabet[place] for place in symbols.tolist())
 
     @property
