@@ -4,7 +4,7 @@ import io
 import platform
 import unicodedata
 import zipfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -26,7 +26,7 @@ Content = TypeVar("Content", str, bytes)
 class Corpus(NamedTuple):
     """A text as its reader gives it."""
 
-    parts: dict[str, Sequence[str]] | dict[str, bytes]  # symbols by split: train, valid, test
+    parts: Mapping[str, Sequence[str] | bytes]  # symbols by split: train, valid, test
     alphabet: list[str]  # a byte is the character of its number
     words: bool  # symbols are words, else characters, or bytes where parts are
     source: str
@@ -96,14 +96,14 @@ def _tiny_shakespeare(data_dir: Path, download: bool) -> Corpus:
 
 
 def _enwik8(data_dir: Path, download: bool) -> Corpus:
-    """Bytes as they are, the alphabet in their order: 90, 5 and 5 million (Ha, Dai and Le 2017, section 4.4)."""
+    """Bytes as they are, in 90, 5 and 5 million (Ha, Dai and Le 2017, section 4.4)."""
     content = files.read(sources.ENWIK8, data_dir, download)
     alphabet = [chr(code) for code in range(256) if bytes((code,)) in content]
     found = {"symbols": len(alphabet), "bytes": len(content)}
     if found != ENWIK8_COUNTS:
         raise UserError(
-            f"enwik8: got {found}, must be {ENWIK8_COUNTS}: this is not the file of the Hutter prize; delete it "
-            "and put a good copy there"
+            f"enwik8: got {found}, must be {ENWIK8_COUNTS}: this is not the file of the Hutter prize; "
+            "delete it and put a good copy there"
         )
     return Corpus(
         parts=_contiguous(content),

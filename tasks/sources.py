@@ -73,7 +73,7 @@ TINY_SHAKESPEARE = DataFile(
     f"{_SHAKESPEARE}input.txt",
 )
 
-# size and digest of the content, not of its archive, are on the author's page (mattmahoney.net/dc/textdata.html)
+# the digest is that of the content, from the author's page mattmahoney.net/dc/textdata.html: archives differ
 ENWIK8 = DataFile(
     "sha1:57b8363b814821dc9d47aa4d41f58733519076b2",
     ("enwik8/enwik8.zip", "enwik8.zip", "enwik8/enwik8", "enwik8"),
