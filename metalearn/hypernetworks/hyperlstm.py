@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from metalearn.hypernetworks.config import CellOptions, HyperOptions
 from metalearn.hypernetworks.fused.hyperlstm import HyperLSTMScan, Plan, Weights
-from metalearn.hypernetworks.fused.lstm import Times
-from metalearn.hypernetworks.fused.sequence import fusable, norm_of
+from metalearn.hypernetworks.fused.sequence import Times, fusable, norm_of
 from metalearn.hypernetworks.lstm import LSTMCell
 from metalearn.hypernetworks.recurrent import (
     GATES,

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from metalearn.hypernetworks.recurrent import EPSILON, GATES
 
+sigmoid_backward, tanh_backward = torch.ops.aten.sigmoid_backward, torch.ops.aten.tanh_backward
+layer_norm_backward = torch.ops.aten.native_layer_norm_backward
 STATISTICS = 6  # of a row: 1/deviation of the four gates, then mean and 1/deviation of the cell state
 
 
@@ -84,10 +86,10 @@ class EagerBlocks(Blocks):
         activated = gates
         if norm is not None:
             assert step.statistics is not None
-            variance, mean = torch.var_mean(gates, dim=2, correction=0)
-            step.statistics[:, :GATES] = torch.rsqrt(variance + EPSILON)
-            gates.sub_(mean[..., None]).mul_(step.statistics[:, :GATES, None])
-            activated = _affine(gates, norm)
+            normalised, _, inverse = torch.native_layer_norm(gates, gates.shape[2:], None, None, EPSILON)
+            gates.copy_(normalised)
+            step.statistics[:, :GATES] = inverse.squeeze(2)
+            activated = _affine(normalised, norm)
         write, candidate, keep, read = _activate(activated).unbind(1)
         dropped = candidate if step.mask is None else candidate * step.mask
         torch.mul(keep, step.before, out=step.after)
@@ -99,15 +101,15 @@ class EagerBlocks(Blocks):
         activated = gates if norm is None else _activate(_affine(gates, norm))
         write, candidate, keep, read = activated.unbind(1)
         shown = torch.tanh(self._seen(step, norm))
-        slope = grads.hidden * read * (1 - shown * shown)
-        by_read = grads.hidden * shown * read * (1 - read)
+        slope = tanh_backward(grads.hidden * read, shown)
+        by_read = sigmoid_backward(grads.hidden * shown, read)
         if norm is not None:
             slope = _cell_back(step, norm, grads, slope)
         cell = grads.cell + slope
         masked = cell if step.mask is None else cell * step.mask
-        by_keep = cell * step.before * keep * (1 - keep)
-        by_write = masked * candidate * write * (1 - write)
-        by_candidate = masked * write * (1 - candidate * candidate)
+        by_keep = sigmoid_backward(cell * step.before, keep)
+        by_write = sigmoid_backward(masked * candidate, write)
+        by_candidate = tanh_backward(masked * write, candidate)
         torch.mul(cell, keep, out=grads.cell)
         found = torch.stack([by_write, by_candidate, by_keep, by_read], dim=1)
         if norm is not None:
@@ -141,9 +143,9 @@ class EagerBlocks(Blocks):
         """What the new output is tanh of, its statistics written."""
         if norm is not None:
             assert step.statistics is not None
-            variance, mean = torch.var_mean(step.after, dim=1, correction=0)
-            step.statistics[:, GATES] = mean
-            step.statistics[:, GATES + 1] = torch.rsqrt(variance + EPSILON)
+            cell = step.after
+            _, mean, inverse = torch.native_layer_norm(cell, cell.shape[1:], None, None, EPSILON)
+            step.statistics[:, GATES:] = torch.cat([mean, inverse], dim=1)
         return self._seen(step, norm)
 
     def _seen(self, step: Step, norm: Norm | None) -> Tensor:
@@ -175,9 +177,11 @@ def _normalised(step: Step) -> Tensor:
 
 
 def _normalise_back(direct: Tensor, x: Tensor, inverse: Tensor) -> Tensor:
-    """From the gradient by what is normalised, `x`, to that by what was to be."""
-    mean, along = direct.mean(dim=-1, keepdim=True), (direct * x).mean(dim=-1, keepdim=True)
-    return inverse[..., None] * (direct - mean - x * along)
+    """From the gradient by what is normalised, `x`, to that by what was to be; it is linear in `inverse`."""
+    one = torch.ones_like(inverse[..., None])
+    wanted = [True, False, False]
+    found = layer_norm_backward(direct, x, x.shape[-1:], torch.zeros_like(one), one, None, None, wanted)[0]
+    return found * inverse[..., None]
 
 
 def _cell_back(step: Step, norm: Norm, grads: Grads, slope: Tensor) -> Tensor:

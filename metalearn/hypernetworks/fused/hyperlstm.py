@@ -12,8 +12,7 @@ from torch import Tensor
 
 from metalearn.hypernetworks.fused.blocks import Blocks, Norm
 from metalearn.hypernetworks.fused.kernel import blocks_for
-from metalearn.hypernetworks.fused.lstm import Times
-from metalearn.hypernetworks.fused.sequence import Carried, Kept, across, memory, used_up
+from metalearn.hypernetworks.fused.sequence import Carried, Kept, Times, across, memory, used_up
 
 
 class Plan(NamedTuple):
@@ -76,17 +75,18 @@ class HyperLSTMScan(torch.autograd.Function):
             inputs.new_empty(*inputs.shape[:2], weights.weight_z.shape[1]),
         )
         blocks, made = blocks_for(inputs), _made(weights, inputs)
-        for time in range(times):
+        steps, small_steps = main.steps(plan.masks), small.steps(plan.hyper_masks)
+        for time, (step, small_step) in enumerate(zip(steps, small_steps, strict=True)):
             product, recurrent, to_hyper = _split(scratch.product[time], inputs)
             torch.mm(main.hidden[time], weights.weight, out=product)
-            gates = small.gates[time]
-            torch.addmm(hyper_inputs[time], small.hidden[time], weights.hyper, out=gates).add_(to_hyper)
-            blocks.cell_forward(small.step(time, plan.hyper_masks[time]), hyper_norm)
-            source = small.hidden[time if plan.previous else time + 1]
+            before = small.hidden[time]
+            torch.addmm(hyper_inputs[time], before, weights.hyper, out=small_step.gates).add_(to_hyper)
+            blocks.cell_forward(small_step, hyper_norm)
+            source = before if plan.previous else small_step.hidden
             torch.addmm(weights.bias_z, source, weights.weight_z, out=scratch.z[time])
             torch.bmm(scratch.embeddings(time, len(made)), weights.weight_d, out=made)
-            blocks.mix_forward(main.gates[time], recurrent, inputs[time], made, weights.bias)
-            blocks.cell_forward(main.step(time, plan.masks[time]), norm)
+            blocks.mix_forward(step.gates, recurrent, inputs[time], made, weights.bias)
+            blocks.cell_forward(step, norm)
             main.hold(time, plan.present[time])
             small.hold(time, plan.present[time])
         ctx.plan = plan
@@ -121,10 +121,12 @@ class _Back:
         self.main, self.small, self.norms = main, small, norms
         self.by_weight_d, self.by_bias = torch.zeros_like(weights.weight_d), torch.zeros_like(weights.bias)
         self.made = _made(weights, main.hidden)
+        self.steps, self.small_steps = main.steps(plan.masks), small.steps(plan.hyper_masks)
 
     def run(self, inputs: Tensor, grads: Tensor, lasts: tuple[Tensor, ...]) -> list[Tensor]:
         """Gradients by all tensor arguments, in their order."""
-        main, small = Carried(*lasts[:2], self.norms[0]), Carried(*lasts[2:], self.norms[1])
+        main = Carried(lasts[0], lasts[1], self.norms[0])
+        small = Carried(lasts[2], lasts[3], self.norms[1])
         for time in reversed(range(len(inputs))):
             main.hidden += grads[time]
             main.enter(self.plan.present[time])
@@ -146,11 +148,9 @@ class _Back:
         return [self.main.gates, to_hyper, *by_state, *by_weights, *by_norms]
 
     def _step(self, time: int, inputs: Tensor, main: Carried, small: Carried) -> None:
-        weights, gates = self.weights, self.main.gates[time]
+        weights, gates = self.weights, self.steps[time].gates
         product, recurrent, to_hyper = _split(self.scratch.product[time], inputs)
-        self.blocks.cell_backward(
-            self.main.step(time, self.plan.masks[time]), self.norms[0], main.grads(gates)
-        )
+        self.blocks.cell_backward(self.steps[time], self.norms[0], main.grads(gates))
         embeddings = self.scratch.embeddings(time, len(self.made))
         torch.bmm(embeddings, weights.weight_d, out=self.made)
         self.blocks.mix_backward(gates, recurrent, inputs, self.made, self.by_bias)
@@ -159,8 +159,7 @@ class _Back:
         by_source = self.scratch.z[time] @ weights.weight_z.t()
         if not self.plan.previous:
             small.hidden += by_source
-        step = self.small.step(time, self.plan.hyper_masks[time])
-        self.blocks.cell_backward(step, self.norms[1], small.grads(to_hyper))
+        self.blocks.cell_backward(self.small_steps[time], self.norms[1], small.grads(to_hyper))
         before = to_hyper @ weights.hyper.t()
         small.leave(before + by_source if self.plan.previous else before)
         main.leave(product @ weights.weight.t())

@@ -1,6 +1,5 @@
 """The LSTM over a whole sequence, with its backward pass by hand."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -8,17 +7,15 @@ from torch import Tensor
 
 from metalearn.hypernetworks.fused.blocks import Norm
 from metalearn.hypernetworks.fused.kernel import blocks_for
-from metalearn.hypernetworks.fused.sequence import Carried, Kept, across, memory, used_up
-
-Times = Sequence[Tensor | None]  # something of each time step, or nothing
+from metalearn.hypernetworks.fused.sequence import Carried, Kept, Times, across, memory, used_up
 
 
 class LSTMScan(torch.autograd.Function):
     """Outputs [time batch units] and the last h and c.
 
     Arguments: masks of recurrent dropout and presence of rows at each time; inputs after their product with
-    their weight, bias added [time batch gates*units]; h, c; the recurrent weight; the tensors of a `Norm` with
-    layer normalisation. Differentiable once; raises UserError for more.
+    their weight, bias added [time batch gates*units]; h, c; the recurrent weight; the tensors of a `Norm` if
+    there is layer normalisation. Differentiable once; raises UserError for more.
     """
 
     @staticmethod
@@ -34,10 +31,12 @@ class LSTMScan(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         norm = Norm(*norms) if norms else None
         blocks, kept = blocks_for(inputs), memory(len(inputs), hidden, cell, norm)
-        for time, (mask, here) in enumerate(zip(masks, present, strict=True)):
-            torch.addmm(inputs[time], kept.hidden[time], weight, out=kept.gates[time])
-            blocks.cell_forward(kept.step(time, mask), norm)
-            kept.hold(time, here)
+        before = kept.hidden[0]
+        for time, (projected, step) in enumerate(zip(inputs.unbind(0), kept.steps(masks), strict=True)):
+            torch.addmm(projected, before, weight, out=step.gates)
+            blocks.cell_forward(step, norm)
+            kept.hold(time, present[time])
+            before = step.hidden
         ctx.masks, ctx.present = masks, present
         ctx.save_for_backward(weight, *kept, *norms)
         return kept.hidden[1:].clone(), kept.hidden[-1].clone(), kept.cell[-1].clone()
@@ -48,11 +47,11 @@ class LSTMScan(torch.autograd.Function):
         kept, norms = Kept(*rest[:4]), rest[4:]
         used_up(kept.gates)
         norm = Norm(*norms) if norms else None
-        blocks, carried = blocks_for(grads), Carried(*lasts, norm)
-        for time in reversed(range(len(grads))):
-            carried.hidden += grads[time]
-            carried.enter(ctx.present[time])
-            step = kept.step(time, ctx.masks[time])
+        blocks, carried = blocks_for(grads), Carried(lasts[0], lasts[1], norm)
+        times = zip(kept.steps(ctx.masks), grads.unbind(0), ctx.present, strict=True)
+        for step, grad, here in reversed(list(times)):
+            carried.hidden += grad
+            carried.enter(here)
             blocks.cell_backward(step, norm, carried.grads(step.gates))
             carried.leave(step.gates @ weight.t())
         by_weight = across(kept.hidden[:-1], kept.gates) if ctx.needs_input_grad[5] else None

@@ -1,5 +1,6 @@
 """What passes over a sequence have in common: memory, rows that have ended, and where they may be used."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -11,6 +12,8 @@ from metalearn.hypernetworks.recurrent import GATES, Affine, Norms
 from metalearn.kernels import REALS
 from metalearn.registry import UserError
 
+Times = Sequence[Tensor | None]  # something of each time step, or nothing
+
 
 class Kept(NamedTuple):
     """What a cell leaves for the way back; the states begin with the start."""
@@ -20,10 +23,11 @@ class Kept(NamedTuple):
     gates: Float[Tensor, "time batch gates*units"]
     statistics: Float[Tensor, "time batch statistics"]  # with layer normalisation, else empty
 
-    def step(self, time: int, mask: Tensor | None) -> Step:
-        statistics = self.statistics[time] if len(self.statistics) else None
-        hidden, cell = self.hidden[time + 1], self.cell[time + 1]
-        return Step(self.gates[time], self.cell[time], cell, hidden, mask, statistics)
+    def steps(self, masks: Times) -> list[Step]:
+        """Views of each time."""
+        (_, *hidden), cell, gates = self.hidden.unbind(0), self.cell.unbind(0), self.gates.unbind(0)
+        statistics = self.statistics.unbind(0) or [None] * len(gates)
+        return list(map(Step, gates, cell[:-1], cell[1:], hidden, masks, statistics))
 
     def hold(self, time: int, here: Tensor | None) -> None:
         """Where a row has ended its old state stays."""
