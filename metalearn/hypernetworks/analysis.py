@@ -13,13 +13,13 @@ from metalearn.generation import generate
 from metalearn.hypernetworks.draw_weight_change import draw
 from metalearn.hypernetworks.hyperlstm import HyperLSTMCell
 from metalearn.hypernetworks.lstm import LSTMCell
-from metalearn.hypernetworks.recurrent import GATES, Cell, Stack, normalise
+from metalearn.hypernetworks.recurrent import Cell, Stack, normalise
+from metalearn.hypernetworks.weight_change import HyperCell, weight_changes
 from metalearn.network import Network
 from metalearn.rng import generator
 from metalearn.task import Continued, Task, Written
 from metalearn.tree import Tree
 
-NAMES = ("i", "g", "f", "o")  # of the gates, in their order
 FULL = 0.99  # an activation beyond it, to either side, is saturated
 BINS = 40  # of an activation's histogram
 ROWS, TIMES = 20, 100  # what is read for it: so many rows of the validation split, so many symbols each
@@ -53,38 +53,15 @@ def trace(network: Network, x: Shaped[Tensor, "batch time ..."]) -> Tree:
     return {part: torch.stack([state[part] for state in states]) for part in states[0]}
 
 
-def row_scales(
-    cell: HyperLSTMCell, source: Float[Tensor, "time hyper_units"]
-) -> Float[Tensor, "gates time units"]:
-    """d_h of equation 12, by which the rows of W_h are scaled, from what the embeddings are made of."""
-    embeddings = torch.einsum("th,hge->gte", source, cell.weight_z[:, :GATES]) + cell.bias_z[:GATES, None]
-    return embeddings @ cell.weight_d[:GATES]
-
-
-def weight_changes(
-    cell: HyperLSTMCell, source: Float[Tensor, "time hyper_units"]
-) -> Float[Tensor, "gates time-1"]:
-    """Frobenius norms of how the effective W_h^i, W_h^g, W_h^f and W_h^o change from step to step.
-
-    diag(d_t) W - diag(d_t-1) W has the rows of W, each times its d_t - d_t-1: their norms suffice. Our
-    weights are [inputs outputs], so the paper's rows are columns.
-    """
-    rows = cell.weight_h.unflatten(1, (GATES, -1)).norm(dim=0)
-    return (row_scales(cell, source).diff(dim=1) * rows[:, None]).norm(dim=2)
-
-
 @torch.no_grad()
 def annotate(subject: Subject, symbols: Int[Tensor, " time"], words: Sequence[str]) -> str:
-    """Figure 4 for a text that a HyperLSTM reads, as SVG: a strip for each gate of each layer."""
-    hyper = trace(subject.network, symbols[None])["hyper_h"][:, :, 0].unbind(1)
+    """Figure 4 for a text that a hypernetwork reads, as SVG: a strip for each matrix of each layer."""
+    layers = trace(subject.network, symbols[None])["hyper_h"][:, :, 0].unbind(1)
     strips: dict[str, list[float]] = {}
-    for number, (cell, source) in enumerate(zip(subject.cells, hyper, strict=True), start=1):
-        assert isinstance(cell, HyperLSTMCell)
-        if cell.hyper_options.embeddings_from == "previous":
-            source = torch.cat([torch.zeros_like(source[:1]), source[:-1]])
-        prefix = f"{number} " if len(hyper) > 1 else ""
-        for name, changes in zip(NAMES, weight_changes(cell, source).tolist(), strict=True):
-            strips[prefix + name] = changes
+    for number, (cell, hyper) in enumerate(zip(subject.cells, layers, strict=True), start=1):
+        assert isinstance(cell, HyperCell)
+        prefix = f"{number} " if len(layers) > 1 else ""
+        strips |= {prefix + name: moved.tolist() for name, moved in weight_changes(cell, hyper).items()}
     return draw(words, strips)
 
 
@@ -112,13 +89,13 @@ def _name(cell: LSTMCell | HyperLSTMCell, layer: int | None) -> str:
 
 def illustrate(subject: Subject, task: Task, folder: Path) -> None:
     """`activations.json`, on the validation split, where all cells have a cell state; `weight_change.svg`, on
-    a text that the network writes, where all are HyperLSTMs.
+    a text that the network writes, where all have a hyper cell.
     """
     if all(isinstance(cell, LSTMCell | HyperLSTMCell) for cell in subject.cells):
         found = activations(subject, next(iter(task.sweep("valid"))).x[:ROWS, :TIMES])
         text = json.dumps(_curves(found), indent=2) + "\n"
         (folder / "activations.json").write_text(text, encoding="utf-8")
-    hyper = all(isinstance(cell, HyperLSTMCell) for cell in subject.cells)
+    hyper = all(isinstance(cell, HyperCell) for cell in subject.cells)
     if hyper and isinstance(task, Continued) and isinstance(task, Written):
         rng = generator(task.spec.name, "weight change")
         symbols = generate(subject.network, task, task.opening[None, None], WRITTEN, rng, 1.0)[0]

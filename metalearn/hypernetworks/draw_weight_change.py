@@ -128,7 +128,7 @@ def _legend(strips: Mapping[str, Sequence[float]]) -> list[str]:
     largest = ", ".join(f"{name} {max(values, default=0.0):.3g}" for name, values in strips.items())
     return [
         f'<text x="{LEFT}" y="20" font-size="13">'
-        "How far each gate's recurrent matrix moved when a symbol was read</text>",
+        "How far the recurrent matrices moved when a symbol was read</text>",
         f'<text x="{LEFT}" y="43">0</text>',
         f'<g shape-rendering="crispEdges">{"".join(scale)}</g>',
         f'<text x="{across + 9 * steps + 7}" y="43">largest Frobenius norm: {escape(largest)}</text>',

@@ -1,12 +1,15 @@
 """Language models on one-hot symbols: a recurrent stack between dropout and a linear map."""
 
 from abc import ABC
+from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from metalearn.hypernetworks import analysis
 from metalearn.hypernetworks.config import (
     CellOptions,
     GatedOptions,
@@ -25,7 +28,7 @@ from metalearn.hypernetworks.recurrent import Stack
 from metalearn.hypernetworks.rnn import RNN
 from metalearn.network import Network, Output
 from metalearn.registry import UserError
-from metalearn.task import TaskSpec
+from metalearn.task import Task, TaskSpec
 from metalearn.tree import Tree
 
 
@@ -57,12 +60,24 @@ class LanguageModel(Network, ABC):
         logits = self.output(outputs.transpose(0, 1))
         return Output(logits, dict(zip(self.parts, last, strict=True)))
 
+    def illustrate(self, task: Task, folder: Path) -> None:
+        """`activations.json` where cells have states, `weight_change.svg` where weights change."""
+        analysis.illustrate(analysis.Subject(self, self.recurrent), task, folder)
+
     def _input_scale(self, x: Int[Tensor, "time batch"]) -> Float[Tensor, "time batch 1"] | None:
         """Dropout of one-hot inputs: it can only scale or drop the one that is set."""
         if not self.training or self.options.input_keep == 1.0:
             return None
         ones = torch.ones(*x.shape, 1, dtype=self.output.weight.dtype, device=x.device)
         return F.dropout(ones, 1.0 - self.options.input_keep)
+
+
+class HyperLanguageModel(LanguageModel, ABC):
+    """One whose weights a hyper cell makes anew at each symbol."""
+
+    def annotate(self, symbols: Int[Tensor, " time"], words: Sequence[str]) -> str:
+        """How far weights move at each symbol (figure 4)."""
+        return analysis.annotate(analysis.Subject(self, self.recurrent), symbols, words)
 
 
 class RnnLanguageModel(LanguageModel):
@@ -72,7 +87,7 @@ class RnnLanguageModel(LanguageModel):
         super().__init__(options, spec, RNN(spec.outputs, options.units, options.layers), ("h",))
 
 
-class HyperRnnLanguageModel(LanguageModel):
+class HyperRnnLanguageModel(HyperLanguageModel):
     """A HyperRNN."""
 
     def __init__(self, options: HyperrnnLmOptions, spec: TaskSpec) -> None:
@@ -89,7 +104,7 @@ class LstmLanguageModel(LanguageModel):
         super().__init__(options, spec, recurrent, ("h", "c"))
 
 
-class HyperLstmLanguageModel(LanguageModel):
+class HyperLstmLanguageModel(HyperLanguageModel):
     """A HyperLSTM."""
 
     def __init__(self, options: HyperlstmLmOptions, spec: TaskSpec) -> None:
