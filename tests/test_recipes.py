@@ -60,6 +60,15 @@ TOY = {
     "darts/ptb_search": ["task=python_docs", "task.batch=4", "task.time=5", "network.units=8"],
     "darts/ptb_retrain": ["task=python_docs", "task.batch=4", "task.time=5", "network.units=8"],
     "darts/wt2_retrain": ["task=python_docs", "task.batch=4", "task.time=5", "network.units=8"],
+    "hypernetworks/mnist_": ["task=digits", "task.batch=4", "task.valid_size=238"],
+    "hypernetworks/cifar10_hyper": [
+        "task=digits", "task.batch=4", "task.valid_size=238", "network.options.depth=10",
+    ],
+    "hypernetworks/cifar10_": ["task=digits", "task.batch=4", "task.valid_size=238", "network.depth=10"],
+    "hypernetworks/iam_": [  # needs no data
+        "task=pen_strokes", "~task.split", "~task.least_points", "task.batch=2", "network.units=8",
+    ],
+    "hypernetworks/pen_strokes_": ["task.batch=2", "network.units=8"],
     "hypernetworks/": ["task=python_docs", "task.batch=2", "task.time=4", "network.units=8"],
     "learned_optimizers/mnist": ["task=digits", "task.batch=4"],
     "maml/sinusoid": ["task.batch=2"],
