@@ -13,7 +13,7 @@ from torch import Tensor
 from metalearn.build import Parts
 from metalearn.generation import generate
 from metalearn.network import Annotated, Network, Translator
-from metalearn.registry import UserError
+from metalearn.registry import UserError, name_of
 from metalearn.restore import restore
 from metalearn.rng import generator, seeded
 from metalearn.supervised import Supervised
@@ -95,7 +95,7 @@ def _maker(run: Path, parts: Parts) -> Maker:
         )
     if not isinstance(parts.method, Supervised):
         raise UserError(
-            f"{run}: method {type(parts.method).__name__} trains no network of its own to generate from; "
+            f"{run}: method {name_of('method', parts.method)} trains no network of its own to generate from; "
             "take a run of method supervised, e.g. the retraining of what this one found"
         )
     return makers[kind]
