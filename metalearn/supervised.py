@@ -247,11 +247,6 @@ def _check_kind(options: SupervisedOptions, spec: TaskSpec) -> None:
 def _check_schedule(options: SupervisedOptions) -> None:
     """Refuse milestones that are none, and a momentum that cannot look ahead."""
     milestones, rates = options.milestones, options.rates
-    if options.schedule != "steps" and (milestones or rates):
-        raise UserError(
-            f"method.milestones: got {milestones} and rates {rates} with method.schedule={options.schedule}, "
-            "which has none; set method.schedule=steps, or both to []"
-        )
     if options.schedule == "steps" and not (milestones and len(milestones) == len(rates)):
         raise UserError(
             f"method.milestones: got {milestones} and method.rates {rates}; schedule=steps takes at least "
