@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from tasks import sources
+from tasks import iam_files, sources
 from tasks.files import DataFile, find, missing
 
 # every list is enough by itself; the first names what to get
@@ -22,6 +22,8 @@ def availability(name: str, data_dir: Path) -> str:
     """embedded, in data_dir, cached, or missing and what to do about it; known-lossy copies are marked."""
     if name == "imagenet":
         return _imagenet(data_dir)
+    if name == "iam":
+        return iam_files.availability(data_dir)
     if name not in _NEEDED:
         return "embedded"
     here = next((files for files in _NEEDED[name] if not missing(files, data_dir)), None)

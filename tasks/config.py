@@ -119,6 +119,34 @@ class Wikitext2Options(TextOptions):
 
 
 @dataclass
+class HandwritingOptions:
+    """Lines of handwriting as the moves of a pen."""
+
+    name: str = required()
+    batch: int = number(at_least=1)
+    evaluation_batch: int = number(at_least=1)  # lines a batch of a sweep
+    bucket: int = number(at_least=1)  # batches whose lines are sorted by length among themselves
+    components: int = number(at_least=1)  # Gaussians of the mixture that a network's output is read as
+    scaling: float = number(at_least=0, below=1)  # a training line is scaled by a factor within 1 -+ this
+    per: str = choice("point", "sequence")  # what the loss that training descends is a mean over
+
+
+@register("task", "iam", "tasks.iam:Iam")
+@dataclass
+class IamOptions(HandwritingOptions):
+    """12,179 lines that 221 people wrote on a whiteboard, from your own copy of IAM-OnDB"""
+
+    split: str = choice("graves", "official")  # no test set and more to train on, or the lists as they are
+    least_points: int = number(at_least=2)  # lines of fewer points are left out
+
+
+@register("task", "pen_strokes", "tasks.pen_strokes:PenStrokes")
+@dataclass
+class PenStrokesOptions(HandwritingOptions):
+    """words in a synthetic hand: strokes of a small font with slant, drift, speed and jitter"""
+
+
+@dataclass
 class FunctionOptions:
     """A family of functions of theta; a batch is that many independent members."""
 
@@ -181,3 +209,100 @@ class OmniglotOptions(EpisodeOptions):
 
     ways: int = number(at_least=2)  # classes of a task
     rotations: bool = required()  # by 90, 180 and 270 degrees: each is a class of its own
+
+
+@dataclass
+class FunctionOptions:
+    """A family of functions of theta; a batch is that many independent members."""
+
+    name: str = required()
+    batch: int = number(at_least=1)
+    dimension: int = number(at_least=2)
+    evaluated: int = number(at_least=1)  # functions in a sweep
+
+
+@register("task", "quadratic", "tasks.functions:Quadratic")
+@dataclass
+class QuadraticOptions(FunctionOptions):
+    """||W theta - y||^2 with random W and y (Andrychowicz et al. 2016, section 3.1)"""
+
+    distribution: str = choice("gaussian", "uniform")  # of the entries of W and y: the paper's, the code's
+
+
+@register("task", "rosenbrock", "tasks.functions:Rosenbrock")
+@dataclass
+class RosenbrockOptions(FunctionOptions):
+    """curved valleys with random optimum and steepness"""
+
+    steepness: float = number(at_least=1)  # the largest factor of the valley's walls
+
+
+@register("task", "rastrigin", "tasks.functions:Rastrigin")
+@dataclass
+class RastriginOptions(FunctionOptions):
+    """a quadratic under cosine ripples: many local minima"""
+
+    ripple: float = number(at_least=0)  # the height of the ripples, A
+
+
+@dataclass
+class EpisodeOptions:
+    """Small tasks of one kind, each with `shots` to adapt on and `queries` to be scored on."""
+
+    name: str = required()
+    batch: int = number(at_least=1)  # tasks in a meta-batch
+    shots: int = number(at_least=1)  # examples to adapt on, of each class where there are classes
+    queries: int = number(at_least=1)  # examples to be scored on, likewise
+    evaluated: int = number(at_least=1)  # tasks in a sweep
+    evaluation_batch: int = number(at_least=1)  # tasks a batch of a sweep
+
+
+@register("task", "sinusoid", "tasks.sinusoid:Sinusoid")
+@dataclass
+class SinusoidOptions(EpisodeOptions):
+    """few-shot regression on sine waves (Finn et al. 2017, section 5.1)"""
+
+    amplitude: list[float] = required()  # lowest and highest
+    phase: list[float] = required()  # lowest and highest, in radians
+    inputs: list[float] = required()  # lowest and highest x
+
+
+@register("task", "omniglot", "tasks.omniglot:Omniglot")
+@dataclass
+class OmniglotOptions(EpisodeOptions):
+    """few-shot classification of handwritten characters of eight alphabets (Lake et al. 2015)"""
+
+    ways: int = number(at_least=2)  # classes of a task
+    rotations: bool = required()  # by 90, 180 and 270 degrees: each is a class of its own
+
+
+@dataclass
+class TranslationOptions:
+    """Pairs of sentences in word pieces."""
+
+    name: str = required()
+    batch: int = number(at_least=1)  # pairs
+    evaluation_batch: int = number(at_least=1)  # pairs a batch of a sweep
+    pool: int = number(at_least=1)  # batches whose pairs are sorted by length together
+    longest: int | None = number(at_least=1)  # pieces of a side of a training pair; null: any
+    pieces: int = number(at_least=8, at_most=65536)  # of both languages together, with the four that are none
+    coverage: float = number(above=0, at_most=1)  # share of all characters that the pieces can write
+    tokenize: str = choice("13a", "intl", "none")  # sacrebleu's, before BLEU counts
+
+
+@register("task", "phrases", "tasks.translation:Translation")
+@dataclass
+class PhrasesOptions(TranslationOptions):
+    """English to French, made by a grammar: numbers, dates, times, prices and plain sentences"""
+
+    train_pairs: int = number(at_least=2)
+    valid_pairs: int = number(at_least=1)
+    test_pairs: int = number(at_least=1)
+
+
+@register("task", "wmt14_en_fr", "tasks.translation:Translation")
+@dataclass
+class Wmt14EnFrOptions(TranslationOptions):
+    """36 million pairs of WMT'14, English to French, from your own copy"""
+
+    piece_pairs: int = number(at_least=1)  # evenly spaced training pairs that pieces are learned from

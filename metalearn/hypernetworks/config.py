@@ -92,3 +92,36 @@ class HyperlstmLmOptions(GatedOptions):
     hyper_layer_norm: bool = required()
     hyper_recurrent_keep: float = number(above=0, at_most=1)
     embeddings_from: str = choice("current", "previous")  # which output of the hyper cell makes z_t
+
+
+@dataclass
+class HandwritingOptions:
+    """A recurrent stack on the moves of a pen."""
+
+    name: str = required()
+    units: int = number(at_least=1)
+    layers: int = number(at_least=1)
+    skip: bool = required()  # layers also read the moves, and the last map reads all layers (Graves 2013)
+    layer_norm: bool = required()
+    forget_bias: float = number()
+    initial: str = choice("paper", "code")
+    recurrent_keep: float = number(above=0, at_most=1)
+    output_keep: float = number(above=0, at_most=1)
+
+
+@register("network", "handwriting_lstm", "metalearn.hypernetworks.handwriting:HandwritingLstm")
+@dataclass
+class HandwritingLstmOptions(HandwritingOptions):
+    """LSTMs that say where a pen goes next."""
+
+
+@register("network", "handwriting_hyperlstm", "metalearn.hypernetworks.handwriting:HandwritingHyperlstm")
+@dataclass
+class HandwritingHyperlstmOptions(HandwritingOptions):
+    """HyperLSTMs that say where a pen goes next."""
+
+    hyper_units: int = number(at_least=1)
+    embedding: int = number(at_least=1)  # size of each of the twelve z
+    hyper_layer_norm: bool = required()
+    hyper_recurrent_keep: float = number(above=0, at_most=1)
+    embeddings_from: str = choice("current", "previous")  # which output of the hyper cell makes z_t

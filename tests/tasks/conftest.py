@@ -1,5 +1,6 @@
 """How the tests of this folder build tasks: from conf/, with decoded data kept out of the user's cache."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -21,9 +22,10 @@ SMALL = {
         "resize=36",
         "threads=2",
         "ahead=1",
-    )
+    ),
+    "iam": ("batch=2", "evaluation_batch=5", "split=official", "least_points=12"),
 }
-FOLDER = {"imagenet": "photographs"}
+FOLDER = {"imagenet": "photographs", "iam": "pen_lines"}
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -52,7 +54,16 @@ def options():
 @pytest.fixture(scope="session")
 def make_fresh(request, options):
     """make_fresh(name, *overrides, seed=0, data_dir=...): a task as `metalearn train` builds it, offline."""
-    embedded = ("digits", "python_docs", "quadratic", "rastrigin", "rosenbrock", "sinusoid", "two_moons")
+    embedded = (
+        "digits",
+        "pen_strokes",
+        "python_docs",
+        "quadratic",
+        "rastrigin",
+        "rosenbrock",
+        "sinusoid",
+        "two_moons",
+    )
 
     def build(name, *overrides, seed=0, data_dir=None):
         if data_dir is None:
@@ -84,3 +95,39 @@ def make(make_fresh):
         return built[name, overrides]
 
     return get
+
+
+@pytest.fixture(scope="session")
+def pen_lines(tmp_path_factory):
+    """A data folder with iam_online/: five forms, 20 lines in trainset.txt, 6 in each other list."""
+    rng = torch.Generator().manual_seed(0)
+    folder = tmp_path_factory.mktemp("pen_lines") / "iam_online"
+    lists = {
+        "trainset.txt": {"a01-000u": 10, "a01-001z": 10},
+        "testset_v.txt": {"b01-000a": 6},
+        "testset_t.txt": {"c01-0001": 6},
+        "testset_f.txt": {"d01-000x": 6},
+    }
+    for name, forms in lists.items():
+        folder.mkdir(exist_ok=True)
+        (folder / name).write_text("".join(f"{form}\n" for form in forms))
+        for form, count in forms.items():
+            for number in range(1, count + 1):
+                path = folder / "lineStrokes" / form[:3] / form[:7] / f"{form}-{number:02}.xml"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(_line_of_xml(4 if number == 5 and form[0] == "a" else 12 + number, rng))
+    return folder.parent
+
+
+def _line_of_xml(points, rng):
+    """A line of writing in IAM-OnDB's format: three strokes, integer coordinates."""
+    places = (torch.randn(points, 2, generator=rng) * 40 + torch.tensor([9.0, 0.0])).cumsum(0) + 5000
+    bounds = [0, points // 3, points // 2, points]
+    strokes = [
+        "<Stroke colour='black' start_time='0.00' end_time='1.00'>"
+        + "".join(f"<Point x='{int(x)}' y='{int(y)}' time='0.5'/>" for x, y in places[first:last].tolist())
+        + "</Stroke>"
+        for first, last in pairwise(bounds)
+    ]
+    start = "<WhiteboardCaptureSession><WhiteboardDescription/><StrokeSet>"
+    return f"<?xml version='1.0'?>{start}{''.join(strokes)}</StrokeSet></WhiteboardCaptureSession>"

@@ -17,7 +17,16 @@ import tasks  # noqa: F401
 from metalearn import registry
 from metalearn.task import Batch
 
-EMBEDDED = ["digits", "python_docs", "quadratic", "rastrigin", "rosenbrock", "sinusoid", "two_moons"]
+EMBEDDED = [
+    "digits",
+    "pen_strokes",
+    "python_docs",
+    "quadratic",
+    "rastrigin",
+    "rosenbrock",
+    "sinusoid",
+    "two_moons",
+]
 SPLITS = ("train", "valid", "test", "search_train", "search_valid")
 SLOW = {"cifar10"}  # decoding takes 10 s
 NAMES = [
@@ -37,7 +46,9 @@ def output_for(task, batch):
     """Random scores in the shape that the task's kind asks for."""
     shape = {"language_model": (*batch.x.shape, task.spec.outputs)}
     shape |= dict.fromkeys(("classification", "function"), (len(batch.x), task.spec.outputs))
-    shape |= {"few_shot": (*batch.y.shape[:2], task.spec.outputs)}
+    shape |= dict.fromkeys(
+        ("few_shot", "handwriting"), (*batch.y.shape[:2], task.spec.outputs)
+    )
     return torch.randn(shape[task.spec.kind], generator=torch.Generator().manual_seed(0))
 
 
@@ -84,6 +95,10 @@ def test_batches_have_the_shape_of_their_kind(task, split):
         assert 0 <= int(batch.x.min()) <= int(batch.x.max()) < task.spec.outputs
     elif task.spec.kind == "few_shot":
         check_episodes(task, batch, size)
+    elif task.spec.kind == "handwriting":
+        assert batch.x.shape == batch.y.shape == (size, batch.x.shape[1], 3)
+        assert batch.x.dtype == batch.y.dtype == torch.float32
+        assert batch.y[:, :2].isfinite().all()
     else:
         assert len(batch.x) == len(batch.y) == size
     assert batch.x.float().isfinite().all()
@@ -99,7 +114,7 @@ def test_batch_is_a_function_of_its_key(task, make_fresh):
     for index, expected in sorted(backwards.items()):
         batch = task.batch("train", index)
         assert torch.equal(batch.x, expected.x)
-        assert torch.equal(batch.y, expected.y)
+        torch.testing.assert_close(batch.y, expected.y, rtol=0, atol=0, equal_nan=True)
         assert batch.key == expected.key
     assert not torch.equal(backwards[0].x, backwards[1].x)
     assert len({batch.key for batch in backwards.values()}) == 4
@@ -136,7 +151,10 @@ def test_loss_is_differentiable_and_among_the_metrics(task):
     (grad,) = torch.autograd.grad(loss, output)
     assert loss.shape == ()
     assert grad.abs().sum() > 0
-    torch.testing.assert_close(metrics["loss"], loss.detach())
+    each = (
+        (~batch.y[..., 2].isnan()).sum() / len(batch.y) if task.spec.kind == "handwriting" else 1
+    )  # points a line
+    torch.testing.assert_close(metrics["loss"], each * loss.detach())
     assert not any(value.requires_grad for value in metrics.values())
     assert task.spec.metric in {*metrics, "perplexity"}
 
