@@ -4,14 +4,20 @@ import pytest
 import torch
 from torch import nn
 
+import metalearn.options  # noqa: F401
+import tasks  # noqa: F401
+from metalearn.compose import compose
 from metalearn.hypernetworks.config import CellOptions, HyperOptions
 from metalearn.hypernetworks.hyperlstm import HyperLSTM
 from metalearn.hypernetworks.lstm import LSTM
+from metalearn.registry import build
 from metalearn.replicate import load
+from metalearn.task import TaskSpec
 from metalearn.tree import count
 
 PTB, ENWIK8 = (50, 50), (205, 205)  # inputs, outputs
 IAM = (3, 121)
+SYMBOLS = {"ptb_char": 50, "enwik8": 205}
 
 LSTMS = [  # sizes, units, layers, layer norm, computed, printed (millions)
     (PTB, 1000, 1, False, 4_254_050, "4.25"),
@@ -149,3 +155,31 @@ def test_quick_start_compares_what_it_says():
     assert plan.stages["same_parameters"].overrides == ["network.units=122"]
     hyper = count_hyperlstm((96, 96), 96, 32, 4, 1, True)
     assert count_lstm((96, 96), 122, 1, True) == pytest.approx(hyper, rel=0.005)
+
+
+RECIPES = {  # of tables 3 and 4: what each builds has the count of its row
+    "ptb_char_lstm_1000": 4_254_050,
+    "ptb_char_lstm_1250": 6_567_550,
+    "ptb_char_lstm_1000x2": 12_258_050,
+    "ptb_char_ln_lstm_1000": 4_264_050,
+    "ptb_char_hyperlstm_1000": 4_911_874,
+    "ptb_char_ln_hyperlstm_1000": 4_923_154,
+    "ptb_char_ln_hyperlstm_1000_large": 5_085_682,
+    "ptb_char_ln_hyperlstm_1000x2": 14_407_714,
+    "enwik8_lstm_1800": 14_812_405,
+    "enwik8_lstm_2000": 18_058_205,
+    "enwik8_ln_lstm_1800": 14_830_405,
+    "enwik8_hyperlstm_1800": 18_708_213,
+    "enwik8_ln_hyperlstm_1800": 18_728_773,
+    "enwik8_ln_hyperlstm_2048": 26_541_773,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_build_what_their_rows_count(name):
+    config = compose([f"recipe=hypernetworks/{name}"])
+    spec = TaskSpec(config.task.name, "language_model", (), SYMBOLS[config.task.name], {}, "bits", *[""] * 4)
+    with torch.device("meta"):
+        network = build("network", config.network, spec=spec)
+    assert count(network.parameters()) == RECIPES[name]
