@@ -11,16 +11,23 @@ from torch.nn import functional as F
 
 from metalearn.hypernetworks.static.config import ChunkedOptions, StartOptions
 from metalearn.hypernetworks.static.generator import Condition, Generator, Target
-from metalearn.hypernetworks.static.initialisation import normal, start_of, truncated_normal, unit_rows
+from metalearn.hypernetworks.static.initialisation import (
+    directions,
+    semi_orthogonal,
+    start_of,
+    truncated_normal,
+)
 from metalearn.tree import Tree
+
+PROBES = 1024  # embeddings that a mean over all embeddings is taken from, at the start
 
 
 class Chunked(Generator):
     """One network from embeddings to chunks (after von Oswald et al. 2020, from memory), in one pass.
 
     A chunk's input is its own embedding, that of its layer if layers have them (each then begins a new
-    chunk) and that of the condition if there are several. Chunks come with mean square 1; fixed factors,
-    one for each parameter, take them to the deviation that parameter starts with.
+    chunk) and that of the condition if there are several. Fixed factors, one for each parameter, take what
+    is made to the deviation which that parameter starts with.
     """
 
     means: Tensor
@@ -38,19 +45,24 @@ class Chunked(Generator):
         self.chunks = _chunks(targets, options)
         deviation = start.deviation if start.initial == "normal" else None
         starts = [start_of(target, start) for target in targets]
-        scales = [each.deviation if deviation is None else 1.0 for each in starts]
         self.register_buffer("means", torch.tensor([each.mean for each in starts]))
-        self.register_buffer("scales", torch.tensor(scales))
+        self.register_buffer("scales", torch.ones(len(starts)))
         self.chunk_embeddings = _embeddings(deviation, sum(self.chunks), options.embedding)
         self.layer_embeddings = self.condition_embeddings = None
         size = options.embedding
         if options.layer_embedding:
-            self.layer_embeddings = _embeddings(deviation, len(targets), options.layer_embedding)
+            self.layer_embeddings = _embeddings(
+                deviation, len(targets), options.layer_embedding, start.shared
+            )
             size += options.layer_embedding
         if conditions > 1:
-            self.condition_embeddings = _embeddings(deviation, conditions, options.condition_embedding)
+            self.condition_embeddings = _embeddings(
+                deviation, conditions, options.condition_embedding, start.shared
+            )
             size += options.condition_embedding
         self.layers = _layers([size, *options.hidden], options, deviation)
+        if deviation is None:
+            self._standardise([each.deviation for each in starts])
 
     def forward(self, condition: Condition = None) -> Tree:
         flat = self.layers(self._inputs(condition)).flatten()
@@ -60,6 +72,24 @@ class Chunked(Generator):
             target.name: torch.addcmul(mean, scale, piece.view(target.shape))
             for target, mean, scale, piece in parts
         }
+
+    @torch.no_grad()
+    def _standardise(self, deviations: Sequence[float]) -> None:
+        """Take away what chunks have in common, which ReLU gives them, and scale each parameter.
+
+        The common part is found on embeddings of no chunk, so that a few chunks do not become opposites.
+        """
+        probes = self._inputs(0)[:1].repeat(PROBES, 1)
+        size = self.chunk_embeddings.shape[1]
+        probes[:, :size] = directions(PROBES, size)
+        last = self.layers[-1]
+        assert isinstance(last, Affine)
+        assert last.bias is not None
+        last.bias.copy_(-self.layers(probes).mean(0))
+        made = self(0)
+        for place, (target, deviation) in enumerate(zip(self.targets, deviations, strict=True)):
+            rest = made[target.name] - self.means[place]
+            self.scales[place] = deviation / rest.square().mean().sqrt()
 
     def _inputs(self, condition: Condition) -> Float[Tensor, "chunk size"]:
         parts: list[Tensor] = [self.chunk_embeddings]
@@ -96,10 +126,10 @@ def _chunks(targets: Sequence[Target], options: ChunkedOptions) -> list[int]:
     return [math.ceil(number / options.size) for number in numbers]
 
 
-def _embeddings(deviation: float | None, count: int, size: int) -> nn.Parameter:
+def _embeddings(deviation: float | None, count: int, size: int, scale: float = 1.0) -> nn.Parameter:
     if deviation is not None:
         return truncated_normal(count, size, deviation=deviation)
-    return nn.Parameter(unit_rows(count, size))
+    return nn.Parameter(scale * directions(count, size))
 
 
 def _layers(sizes: list[int], options: ChunkedOptions, deviation: float | None) -> nn.Sequential:
@@ -123,7 +153,7 @@ class Affine(nn.Module):
         if deviation is not None:
             self.weight = truncated_normal(outputs, inputs, deviation=deviation)
         else:
-            self.weight = normal(outputs, inputs, deviation=math.sqrt(gain / inputs))
+            self.weight = semi_orthogonal(outputs, inputs, deviation=math.sqrt(gain / inputs))
         self.bias = nn.Parameter(torch.zeros(outputs)) if bias else None
 
     def forward(self, x: Float[Tensor, "... inputs"]) -> Float[Tensor, "... outputs"]:

@@ -19,6 +19,7 @@ class StartOptions:
     gain: float = number(above=0)  # of hyperfan and he_blocks: variance times fan; 2 (He) fits ReLU, 1 others
     deviation: float = number(above=0)  # of normal: of all weights and embeddings of the generator
     vectors: float = number(above=0)  # deviation of generated biases, gains and shifts from their usual start
+    shared: float = number(above=0)  # of chunked: size of layers' and conditions' embeddings against chunks'
 
 
 @dataclass

@@ -4,6 +4,7 @@ import math
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from metalearn.hypernetworks.static.config import StartOptions
@@ -25,7 +26,8 @@ def start_of(target: Target, options: StartOptions) -> Start:
     hyperfan_out: gain / fan in variance, as He et al. 2015 start ordinary weights, with the fan of the
     main network's layer (Chang, Flokas and Lipson 2020, from memory; they halve it where biases are
     generated too, here those get a small deviation of their own). he_blocks and normal do not go by layers.
-    Biases, gains and shifts keep their usual mean, others their own start. Raises UserError for he_blocks: only blocks have it.
+    Biases, gains and shifts keep their usual mean, others their own start.
+    Raises UserError for he_blocks: only blocks have it.
     """
     if not target.is_matrix:
         own = target.kind == "other" or options.initial == "ordinary"
@@ -42,15 +44,21 @@ def start_of(target: Target, options: StartOptions) -> Start:
     return Start(0.0, math.sqrt(options.gain / fan))
 
 
-def unit_rows(*shape: int) -> Tensor:
-    """Random directions [... size] with mean square 1: no layer starts larger by chance."""
-    rows = torch.randn(*shape)
-    return rows / rows.square().mean(-1, keepdim=True).sqrt()
+def directions(count: int, size: int) -> Float[Tensor, "count size"]:
+    """Random vectors of mean square 1, each `size` of them orthogonal.
+
+    Blocks of one layer sum up over its inputs: embeddings that lean towards each other would make its
+    outputs larger than their weights' variance says, and blocks are too few for chance to even that out.
+    """
+    q, r = torch.linalg.qr(torch.randn(math.ceil(count / size), size, size))
+    q = q * r.diagonal(dim1=1, dim2=2).sign()[:, None]  # all rotations alike
+    return math.sqrt(size) * q.reshape(-1, size)[:count]
 
 
-def normal(*shape: int, deviation: float) -> nn.Parameter:
-    """A parameter with independent normal numbers."""
-    return nn.Parameter(deviation * torch.randn(*shape))
+def semi_orthogonal(*shape: int, deviation: float) -> nn.Parameter:
+    """A matrix of orthogonal rows or columns, whichever are fewer, whose numbers have a deviation."""
+    gain = deviation * math.sqrt(max(shape))
+    return nn.Parameter(nn.init.orthogonal_(torch.empty(*shape), gain))
 
 
 def truncated_normal(*shape: int, deviation: float) -> nn.Parameter:

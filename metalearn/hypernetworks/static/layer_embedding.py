@@ -12,10 +12,10 @@ from metalearn.hypernetworks.static.config import LayerEmbeddingOptions, StartOp
 from metalearn.hypernetworks.static.generator import Condition, Generator, Target
 from metalearn.hypernetworks.static.initialisation import (
     Start,
-    normal,
+    directions,
+    semi_orthogonal,
     start_of,
     truncated_normal,
-    unit_rows,
 )
 from metalearn.registry import UserError
 from metalearn.tree import Tree
@@ -134,7 +134,7 @@ class _Draw:
         """[inputs outputs]; takes inputs of mean square 1 to outputs of deviation `scale`."""
         if self.deviation is not None:
             return truncated_normal(inputs, outputs, deviation=self.deviation)
-        return normal(inputs, outputs, deviation=scale / math.sqrt(inputs))
+        return semi_orthogonal(inputs, outputs, deviation=scale / math.sqrt(inputs))
 
     def embeddings(
         self, conditions: int, counts: Sequence[int], scales: Sequence[float], size: int
@@ -142,8 +142,9 @@ class _Draw:
         """[condition block size]; a layer's scale goes into its embeddings: all else is shared."""
         if self.deviation is not None:
             return truncated_normal(conditions, sum(counts), size, deviation=self.deviation)
+        rows = directions(conditions * sum(counts), size).view(conditions, -1, size)
         scale = torch.tensor(scales).repeat_interleave(torch.tensor(counts))
-        return nn.Parameter(unit_rows(conditions, sum(counts), size) * scale[:, None])
+        return nn.Parameter(rows * scale[:, None])
 
 
 def _start(tiling: Tiling, options: StartOptions) -> Start:

@@ -14,7 +14,7 @@ from metalearn.hypernetworks.static.config import (
     StartOptions,
 )
 
-START = {"initial": "hyperfan_in", "gain": 2.0, "deviation": 0.01, "vectors": 0.01}
+START = {"initial": "hyperfan_in", "gain": 2.0, "deviation": 0.01, "vectors": 0.01, "shared": 0.1}
 BLOCKS = {"embedding": 3, "hidden": 2, "block": 2, "undivided": "shrink", "rank": None}
 CHUNKS = {
     "size": 24, "embedding": 3, "layer_embedding": 0, "condition_embedding": 2, "hidden": [4], "rank": None,
