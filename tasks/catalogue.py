@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from tasks import iam_files, sources
+from tasks import iam_files, sources, wmt14_files
 from tasks.files import DataFile, find, missing
 
 # every list is enough by itself; the first names what to get
@@ -24,6 +24,9 @@ def availability(name: str, data_dir: Path) -> str:
         return _imagenet(data_dir)
     if name == "iam":
         return iam_files.availability(data_dir)
+    if name == "wmt14_en_fr":
+        lacking = wmt14_files.missing(data_dir)
+        return f"missing: put {'; '.join(lacking)} under {data_dir}" if lacking else "in data_dir"
     if name not in _NEEDED:
         return "embedded"
     here = next((files for files in _NEEDED[name] if not missing(files, data_dir)), None)

@@ -209,3 +209,35 @@ class OmniglotOptions(EpisodeOptions):
 
     ways: int = number(at_least=2)  # classes of a task
     rotations: bool = required()  # by 90, 180 and 270 degrees: each is a class of its own
+
+
+@dataclass
+class TranslationOptions:
+    """Pairs of sentences in word pieces."""
+
+    name: str = required()
+    batch: int = number(at_least=1)  # pairs
+    evaluation_batch: int = number(at_least=1)  # pairs a batch of a sweep
+    pool: int = number(at_least=1)  # batches whose pairs are sorted by length together
+    longest: int | None = number(at_least=1)  # pieces of a side of a training pair; null: any
+    pieces: int = number(at_least=8, at_most=65536)  # of both languages together, with the four that are none
+    coverage: float = number(above=0, at_most=1)  # share of all characters that the pieces can write
+    tokenize: str = choice("13a", "intl", "none")  # sacrebleu's, before BLEU counts
+
+
+@register("task", "phrases", "tasks.translation:Translation")
+@dataclass
+class PhrasesOptions(TranslationOptions):
+    """English to French, made by a grammar: numbers, dates, times, prices and plain sentences"""
+
+    train_pairs: int = number(at_least=2)
+    valid_pairs: int = number(at_least=1)
+    test_pairs: int = number(at_least=1)
+
+
+@register("task", "wmt14_en_fr", "tasks.translation:Translation")
+@dataclass
+class Wmt14EnFrOptions(TranslationOptions):
+    """36 million pairs of WMT'14, English to French, from your own copy"""
+
+    piece_pairs: int = number(at_least=1)  # evenly spaced training pairs that pieces are learned from

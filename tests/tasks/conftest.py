@@ -57,6 +57,7 @@ def make_fresh(request, options):
     embedded = (
         "digits",
         "pen_strokes",
+        "phrases",
         "python_docs",
         "quadratic",
         "rastrigin",

@@ -20,6 +20,7 @@ from metalearn.task import Batch
 EMBEDDED = [
     "digits",
     "pen_strokes",
+    "phrases",
     "python_docs",
     "quadratic",
     "rastrigin",
@@ -47,7 +48,7 @@ def output_for(task, batch):
     shape = {"language_model": (*batch.x.shape, task.spec.outputs)}
     shape |= dict.fromkeys(("classification", "function"), (len(batch.x), task.spec.outputs))
     shape |= dict.fromkeys(
-        ("few_shot", "handwriting"), (*batch.y.shape[:2], task.spec.outputs)
+        ("few_shot", "handwriting", "translation"), (*batch.y.shape[:2], task.spec.outputs)
     )
     return torch.randn(shape[task.spec.kind], generator=torch.Generator().manual_seed(0))
 
@@ -95,6 +96,10 @@ def test_batches_have_the_shape_of_their_kind(task, split):
         assert 0 <= int(batch.x.min()) <= int(batch.x.max()) < task.spec.outputs
     elif task.spec.kind == "few_shot":
         check_episodes(task, batch, size)
+    elif task.spec.kind == "translation":
+        assert batch.x.shape == (size, 2, batch.y.shape[1])
+        assert (len(batch.y), batch.x.dtype, batch.y.dtype) == (size, torch.int64, torch.int64)
+        assert 0 <= int(batch.x.min()) <= int(batch.x.max()) < task.spec.outputs
     elif task.spec.kind == "handwriting":
         assert batch.x.shape == batch.y.shape == (size, batch.x.shape[1], 3)
         assert batch.x.dtype == batch.y.dtype == torch.float32
@@ -156,7 +161,7 @@ def test_loss_is_differentiable_and_among_the_metrics(task):
     )  # points a line
     torch.testing.assert_close(metrics["loss"], each * loss.detach())
     assert not any(value.requires_grad for value in metrics.values())
-    assert task.spec.metric in {*metrics, "perplexity"}
+    assert task.spec.metric in {*metrics, "perplexity", "bleu"}
 
 
 @every_task
