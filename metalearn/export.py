@@ -5,29 +5,31 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.export import Dim
 
 from metalearn.network import Network
 from metalearn.restore import restore
 from metalearn.supervised import Supervised
-from metalearn.task import Task
+from metalearn.task import Split, Task
 from metalearn.tree import Tree
 
-BATCH = torch.export.Dim("batch", min=1)
+BATCH = Dim("batch", min=1)
 
 
 def export(run: Path, folder: Path) -> list[Path]:
     """Rebuild a run from its checkpoint and write what it found into `folder`; the files written.
 
     The method's artifacts (genotype, pictures, weights by safetensors, learned optimizer) and, for a trained
-    classifier or language model, the network by `torch.export`, batch size free, with an example that loads
-    and checks it without metalearn: `network.pt2`, `example.safetensors`, `example.py`.
+    classifier, language model or writer of handwriting, the network by `torch.export`, batch size free, with
+    an example that loads and checks it without metalearn: `network.pt2`, `example.safetensors`, `example.py`.
+    Translators have no such program: their loops follow each sentence's length.
     Takes the best checkpoint if the run selects it, else the newest. Raises UserError.
     """
     parts = restore(run, "export")
     folder.mkdir(parents=True, exist_ok=True)
     parts.method.artifacts(folder)
-    if isinstance(parts.method, Supervised):
-        write = _write_classifier if parts.task.spec.kind == "classification" else _write_reader
+    write = WRITERS.get(parts.task.spec.kind)
+    if isinstance(parts.method, Supervised) and write:
         with parts.method.averaging.averaged():
             network = parts.method.network.cpu().eval()
             network.fused = False
@@ -47,7 +49,7 @@ class _Logits(nn.Module):
 
 
 class _Step(nn.Module):
-    """A language model as a function from a symbol and a state to the next one's logits and state."""
+    """A network that reads in time, as a function from one input and a state to its logits and state."""
 
     def __init__(self, network: Network) -> None:
         super().__init__()
@@ -69,17 +71,32 @@ def _write_classifier(network: Network, task: Task, folder: Path) -> None:
 
 @torch.no_grad()
 def _write_reader(network: Network, task: Task, folder: Path) -> None:
-    """The example starts from the state after one symbol: the program has no start of its own."""
-    x = next(iter(task.sweep("test"))).x[:2, :9].cpu()
+    """The example starts from the state after one input: the program has no start of its own."""
+    split, shown = READERS[task.spec.kind]
+    x = next(iter(task.sweep(split))).x[:2, :9].cpu()
     state = network(x[:, :1]).state
-    batch = {key: {leaf.shape.index(2): BATCH} for key, leaf in state.items()}
     step = (x[:, 1].contiguous(), state)
-    program = torch.export.export(_Step(network), step, dynamic_shapes=({0: BATCH}, batch))
-    torch.export.save(program, folder / "network.pt2")
+    shapes = ({0: BATCH}, _batch_dimensions(network, x[:, :1], state))
+    torch.export.save(
+        torch.export.export(_Step(network), step, dynamic_shapes=shapes), folder / "network.pt2"
+    )
     example = {"x": x[:, 1:], "logits": network(x[:, 1:], state).logits}
     example |= {f"state.{key}": leaf for key, leaf in state.items()}
     save_file({key: leaf.contiguous() for key, leaf in example.items()}, folder / "example.safetensors")
-    (folder / "example.py").write_text(READER, encoding="utf-8")
+    (folder / "example.py").write_text(READER.replace("SHOWN", shown), encoding="utf-8")
+
+
+def _batch_dimensions(network: Network, x: Tensor, state: Tree) -> dict[str, dict[int, Dim]]:
+    """Where each tensor of a state has its batch: where one row more makes it longer."""
+    longer = network(torch.cat([x, x[:1]])).state
+    return {
+        key: {
+            place: BATCH
+            for place, (size, more) in enumerate(zip(leaf.shape, longer[key].shape, strict=True))
+            if size != more
+        }
+        for key, leaf in state.items()
+    }
 
 
 CLASSIFIER = '''"""Scores inputs with the exported network: needs torch and safetensors alone."""
@@ -94,7 +111,7 @@ logits = network(example["x"])
 print("classes:", logits.argmax(dim=1).tolist())
 print("largest difference from the run's logits:", (logits - example["logits"]).abs().max().item())
 '''
-READER = '''"""Reads symbols with the exported network: needs torch and safetensors alone."""
+READER = '''"""Reads a sequence with the exported network: needs torch and safetensors alone."""
 
 import torch
 from safetensors.torch import load_file
@@ -103,6 +120,11 @@ network, example = torch.export.load("network.pt2").module(), load_file("example
 state = {name[6:]: leaf for name, leaf in example.items() if name.startswith("state.")}
 for time in range(example["x"].shape[1]):
     logits, state = network(example["x"][:, time], state)
-    print("most likely next symbols:", logits.argmax(dim=1).tolist())
+    SHOWN
 print("largest difference from the run's logits:", (logits - example["logits"][:, -1]).abs().max().item())
 '''
+READERS: dict[str, tuple[Split, str]] = {  # the split that is read, and what the example says of each input
+    "language_model": ("test", 'print("most likely next symbols:", logits.argmax(dim=1).tolist())'),
+    "handwriting": ("valid", 'print("chance that the pen is lifted:", logits[:, -1].sigmoid().tolist())'),
+}
+WRITERS = {"classification": _write_classifier, "language_model": _write_reader, "handwriting": _write_reader}

@@ -86,14 +86,17 @@ class Annotated(Protocol):
 def multiply_adds(network: Network, shape: tuple[int, ...]) -> int:
     """The multiplications of convolutions and products of matrices for one example of `shape`, in evaluation.
 
-    Normalisation, activations, pools and biases are left out, as papers on small networks do.
+    Normalisation, activations, pools and biases are left out, as papers on small networks do; so is what
+    makes weights that are kept for all examples.
     """
     from torch.utils.flop_counter import FlopCounterMode  # loads slowly
 
     training, leaf = network.training, next(network.parameters())
     counter = FlopCounterMode(display=False)
+    two = leaf.new_zeros(2, *shape)  # examples, for networks that normalise by what they are given
     network.eval()
+    network(two)
     with counter:
-        network(leaf.new_zeros(1, *shape))
+        network(two)
     network.train(training)
-    return counter.get_total_flops() // 2  # which counts an addition beside each
+    return counter.get_total_flops() // 4  # which counts an addition beside each
