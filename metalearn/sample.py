@@ -105,9 +105,10 @@ def _go_on(network: Network, task: Task, request: Request, folder: Path) -> Samp
     """Texts with their prompt; and what the network shows of its reading of them, where it does."""
     assert isinstance(task, Continued)
     assert isinstance(task, Written)
-    given = task.encode(request.text or "")
-    followed = _follow(network, task, given, request)
-    read = [torch.cat([given.to(row.device), row]) for row in followed.unbind(0)]
+    opening = task.opening
+    given = task.encode(request.text or "").to(opening.device)
+    followed = _follow(network, task, given if len(given) else opening[None], request)
+    read = [torch.cat([given, row]) for row in followed.unbind(0)]
     files = []
     if isinstance(network, Annotated):
         for path, symbols in zip(_paths(folder, "weight_change", len(read)), read, strict=True):
@@ -122,7 +123,7 @@ def _write(network: Network, task: Task, request: Request, folder: Path) -> Samp
     assert isinstance(task, Pictured)
     if request.text is not None:
         raise UserError("--text: handwriting is not written after a text here; leave it out")
-    lines = _follow(network, task, task.opening[:0].expand(0, *task.opening.shape), request)
+    lines = _follow(network, task, task.opening[None], request)
     paths = _paths(folder, "sample", len(lines))
     return Sample([], [_saved(path, task.picture(line)) for path, line in zip(paths, lines, strict=True)])
 
@@ -141,25 +142,24 @@ def _translate(network: Network, task: Task, request: Request, folder: Path) -> 
     if not request.text.strip():
         raise UserError("--text: got nothing to translate; give a sentence")
     source = task.encode(request.text).to(next(network.parameters()).device)
-    return Sample([task.decode(torch.tensor(network.translate(source[None])[0]))], [])
+    return Sample([task.decode(torch.tensor(network.translate(source[None])[0], dtype=torch.int64))], [])
 
 
 def _beside_references(network: Translator, task: Task, count: int) -> list[str]:
+    """Test sentences from the shortest to the longest, in equal steps of the sweep's order."""
     assert isinstance(task, Written)
-    batch = next(task.sweep("test"))
+    pairs = [pair for batch in task.sweep("test") for pair in zip(batch.x[:, 0], batch.y, strict=True)]
     texts = []
-    for source, target, answer in zip(
-        batch.x[:count, 0], batch.y[:count], network.translate(batch.x[:count, 0]), strict=True
-    ):
-        lines = {"source": source, "reference": target, "translation": torch.tensor(answer)}
+    for place in torch.linspace(0, len(pairs) - 1, min(count, len(pairs))).round().long().tolist():
+        source, target = pairs[place]
+        answer = torch.tensor(network.translate(source[None])[0], dtype=torch.int64)
+        lines = {"source": source, "reference": target, "translation": answer}
         texts.append("\n".join(f"{name:<12} {task.decode(symbols)}" for name, symbols in lines.items()))
     return texts
 
 
-def _follow(network: Network, task: Continued, given: Tensor, request: Request) -> Tensor:
-    """[count length ...]: what follows the given symbols or moves; with none, what a sequence begins with."""
-    opening = task.opening
-    prompt = given.to(opening.device) if len(given) else opening[None]
+def _follow(network: Network, task: Continued, prompt: Tensor, request: Request) -> Tensor:
+    """[count length ...]: what comes after the prompt [read ...]."""
     return generate(
         network,
         task,

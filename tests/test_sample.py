@@ -26,6 +26,12 @@ SEARCH = [
     *TEXT, "network=darts_recurrent_supernet", "network.units=4", "method=darts",
     "method.valid_batches=stream", "hypergradient=first_order", "train.test=false",
 ]  # fmt: skip
+STROKES = ["task=pen_strokes", "task.batch=2", "machine=cpu", "network=handwriting_lstm", "network.units=4"]
+PHRASES = [
+    "task=phrases", "task.pieces=150", "task.train_pairs=200", "task.valid_pairs=20", "task.test_pairs=20",
+    "machine=cpu", "network=gnmt_lstm", "network.units=8", "network.layers=2", "network.attention_units=8",
+    "network.search.beam=2",
+]  # fmt: skip
 CLASSES = ["task=two_moons", "network=mlp", "machine=cpu"]
 
 
@@ -143,6 +149,39 @@ def test_a_run_of_another_machine_is_restored_here(tmp_path):
     assert device == ("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def test_handwriting_is_a_picture(metalearn, tmp_path):
+    store(tmp_path, STROKES)
+    drawn = []
+    for seed in ("0", "0", "1"):
+        line = ["sample", str(tmp_path), "--length", "9", "--count", "2", "--seed", seed]
+        code, out, err = metalearn(*line)
+        paths = [tmp_path / f"samples/sample_{number}.svg" for number in (1, 2)]
+        assert (code, out.split()) == (0, list(map(str, paths))), err
+        drawn.append([path.read_text() for path in paths])
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert drawn[0][0] != drawn[0][1]
+    assert all(text.startswith("<svg") for text in drawn[0])
+
+
+def test_translations_are_of_the_text_or_of_test_sentences(metalearn, tmp_path):
+    store(tmp_path, PHRASES)
+    code, out, err = metalearn("sample", str(tmp_path), "--count", "3")
+    assert code == 0, err
+    parts = restore(tmp_path, "test")
+    network = parts.method.network.eval()
+    shown = [dict(line.split(maxsplit=1) for line in text.splitlines()[:2]) for text in out.split("\n\n")]
+    assert len(shown) == 3
+    batches = list(parts.task.sweep("test"))
+    sources = [parts.task.decode(row) for batch in batches for row in batch.x[:, 0]]
+    references = [parts.task.decode(row) for batch in batches for row in batch.y]
+    assert [text["source"] for text in shown] == [sources[place] for place in (0, 10, 19)]
+    assert [text["reference"] for text in shown] == [references[place] for place in (0, 10, 19)]
+
+    code, out, err = metalearn("sample", str(tmp_path), "--text", sources[5])
+    answer = network.translate(parts.task.encode(sources[5])[None])[0]
+    assert out == parts.task.decode(torch.tensor(answer, dtype=torch.int64)) + "\n"
+
+
 MISTAKES = [  # the run, what is asked for, what the message must hold
     (LSTM, {"length": 0}, ["--length: got 0, must be at least 1"]),
     (LSTM, {"count": 0}, ["--count: got 0, must be at least 1"]),
@@ -150,6 +189,10 @@ MISTAKES = [  # the run, what is asked for, what the message must hold
     (LSTM, {"temperature": -0.5}, ["--temperature: got -0.5", "at least 0"]),
     (LSTM, {"temperature": float("nan")}, ["--temperature: got nan", "finite"]),
     (LSTM, {"text": "naïve"}, ["'ï' is not among the 96 symbols of python_docs", "allowed: ", "'~'"]),
+    (STROKES, {"text": "hello"}, ["--text: handwriting"]),
+    (PHRASES, {"temperature": 1.0}, ["--temperature: translations are found by search"]),
+    (PHRASES, {"text": "the cat", "count": 2}, ["--count: a text has one translation"]),
+    (PHRASES, {"text": " "}, ["--text: got nothing to translate"]),
     (CLASSES, {}, ["a classification run has nothing to generate", "language_model, handwriting"]),
     (SEARCH, {}, ["method darts trains no network of its own", "method supervised"]),
 ]
