@@ -39,7 +39,11 @@ class GeneratedWeight(nn.Module, ABC):
 
 
 class ScaledRows(GeneratedWeight):
-    """W(z) = diag(W_z z) W (eq. 7). At the start W is orthogonal and every row is scaled by 0.1."""
+    """W(z) = diag(W_z z) W (eq. 7). At the start W is orthogonal and every row is scaled by 0.1.
+
+    The paper's rule starts all entries of z alike. They get the same gradients, so they stay alike for ever,
+    and z scales as one number would.
+    """
 
     def __init__(self, inputs: int, units: int, embedding: int) -> None:
         super().__init__()

@@ -205,6 +205,23 @@ def test_hyper_cell_learns_from_the_second_step_on(form):
     assert all(norms[1][name] > 1e-8 for name in norms[1])
 
 
+@pytest.mark.parametrize(("form", "alike"), [("scaled", True), ("full", False)])
+def test_entries_of_embeddings_stay_alike_where_they_start_alike(form, alike):
+    """What the paper's rule means for scaled rows, and why our start of the full form is another."""
+    cell = make_cell(form)
+    optimizer = torch.optim.Adam(cell.parameters(), 0.01)
+    for _ in range(5):
+        optimizer.zero_grad()
+        outputs, _ = cell.scan(draw(4, BATCH, INPUTS), make_state())
+        (outputs * draw(4, BATCH, UNITS, key="weights")).sum().backward()
+        optimizer.step()
+    z_h, z_x, z_b = embeddings(cell, draw(BATCH, HYPER))
+    for z in (z_h, z_x):
+        assert not torch.allclose(z, torch.ones_like(z))
+        assert torch.allclose(z, z[:, :1].expand_as(z)) == alike
+    assert not torch.allclose(z_b, z_b[:, :1].expand_as(z_b))
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_constant_embeddings_make_an_ordinary_rnn(form):
     cell = randomise(make_cell(form))
