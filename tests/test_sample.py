@@ -149,6 +149,7 @@ def test_a_run_of_another_machine_is_restored_here(tmp_path):
     assert device == ("cuda" if torch.cuda.is_available() else "cpu")
 
 
+@pytest.mark.slow
 def test_handwriting_is_a_picture(metalearn, tmp_path):
     store(tmp_path, STROKES)
     drawn = []
@@ -163,6 +164,7 @@ def test_handwriting_is_a_picture(metalearn, tmp_path):
     assert all(text.startswith("<svg") for text in drawn[0])
 
 
+@pytest.mark.slow
 def test_translations_are_of_the_text_or_of_test_sentences(metalearn, tmp_path):
     store(tmp_path, PHRASES)
     code, out, err = metalearn("sample", str(tmp_path), "--count", "3")
@@ -182,17 +184,27 @@ def test_translations_are_of_the_text_or_of_test_sentences(metalearn, tmp_path):
     assert out == parts.task.decode(torch.tensor(answer, dtype=torch.int64)) + "\n"
 
 
-MISTAKES = [  # the run, what is asked for, what the message must hold
-    (LSTM, {"length": 0}, ["--length: got 0, must be at least 1"]),
-    (LSTM, {"count": 0}, ["--count: got 0, must be at least 1"]),
-    (LSTM, {"seed": -1}, ["--seed: got -1, must be at least 0"]),
-    (LSTM, {"temperature": -0.5}, ["--temperature: got -0.5", "at least 0"]),
-    (LSTM, {"temperature": float("nan")}, ["--temperature: got nan", "finite"]),
+MISTAKES = [  # the run (None: it is not looked at), what is asked for, what the message must hold
+    (None, {"length": 0}, ["--length: got 0, must be at least 1"]),
+    (None, {"count": 0}, ["--count: got 0, must be at least 1"]),
+    (None, {"seed": -1}, ["--seed: got -1, must be at least 0"]),
+    (None, {"temperature": -0.5}, ["--temperature: got -0.5", "at least 0"]),
+    (None, {"temperature": float("nan")}, ["--temperature: got nan", "finite"]),
     (LSTM, {"text": "naïve"}, ["'ï' is not among the 96 symbols of python_docs", "allowed: ", "'~'"]),
-    (STROKES, {"text": "hello"}, ["--text: handwriting"]),
-    (PHRASES, {"temperature": 1.0}, ["--temperature: translations are found by search"]),
-    (PHRASES, {"text": "the cat", "count": 2}, ["--count: a text has one translation"]),
-    (PHRASES, {"text": " "}, ["--text: got nothing to translate"]),
+    pytest.param(STROKES, {"text": "hello"}, ["--text: handwriting"], marks=pytest.mark.slow),
+    pytest.param(
+        PHRASES,
+        {"temperature": 1.0},
+        ["--temperature: translations are found by search"],
+        marks=pytest.mark.slow,
+    ),
+    pytest.param(
+        PHRASES,
+        {"text": "the cat", "count": 2},
+        ["--count: a text has one translation"],
+        marks=pytest.mark.slow,
+    ),
+    pytest.param(PHRASES, {"text": " "}, ["--text: got nothing to translate"], marks=pytest.mark.slow),
     (CLASSES, {}, ["a classification run has nothing to generate", "language_model, handwriting"]),
     (SEARCH, {}, ["method darts trains no network of its own", "method supervised"]),
 ]
@@ -200,7 +212,8 @@ MISTAKES = [  # the run, what is asked for, what the message must hold
 
 @pytest.mark.parametrize(("parts", "asked", "expected"), MISTAKES, ids=lambda value: str(value)[:40])
 def test_a_mistake_is_one_message(tmp_path, parts, asked, expected):
-    store(tmp_path, parts)
+    if parts is not None:
+        store(tmp_path, parts)
     with pytest.raises(UserError) as error:
         sample(tmp_path, Request(**asked), tmp_path)
     assert all(part in str(error.value) for part in expected), str(error.value)
