@@ -169,6 +169,19 @@ def test_replaced_parameters_and_conditions_are_not_mixed_up(generator_options, 
     torch.testing.assert_close(stacked, torch.stack(each))
 
 
+@torch.no_grad()
+def test_an_ensemble_of_generators_in_one_pass(hyper):
+    """vmap puts batches in the place of parameters: nothing of them may be kept."""
+    hyper.eval()
+    x, before = _x(), hyper(_x())
+    stacked = {name: torch.stack([value, 2 * value]) for name, value in hyper.named_parameters()}
+    both = torch.func.vmap(lambda values: functional_call(hyper, values, (x,)))(stacked)
+    torch.testing.assert_close(both[0], before)
+    doubled = {name: value[1] for name, value in stacked.items()}
+    torch.testing.assert_close(both[1], functional_call(hyper, doubled, (x,)))
+    torch.testing.assert_close(hyper(x), before)
+
+
 def test_state_goes_round(hyper, options):
     torch.manual_seed(5)
     hyper(_x())  # moves running statistics

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from metalearn.hypernetworks.static.chunked import Chunked
 from metalearn.hypernetworks.static.hypernetize import chosen, hypernetize
 from metalearn.registry import UserError
 
@@ -120,3 +121,14 @@ def test_all_parameters_of_a_generator_get_gradients_at_the_first_step(generator
     hyper(torch.rand(4, 96)).square().mean().backward()
     assert all(parameter.grad is not None for parameter in hyper.parameters())
     assert all(parameter.grad.any() for parameter in hyper.generator.parameters())  # type: ignore[union-attr]
+
+
+def test_chunks_do_not_lean_towards_each_other(generator_options):
+    """ReLU gives all chunks a part in common; the weights of a unit that lie in several would add up."""
+    torch.manual_seed(0)
+    options = generator_options("chunked", size=100, embedding=16, hidden=[64, 64])
+    generator = hypernetize(_mlp(), options, MATRICES).generator
+    assert isinstance(generator, Chunked)
+    chunks = generator.layers(generator.chunk_embeddings).detach()
+    common = chunks.mean(0).square().mean() / chunks.square().mean()
+    assert common.item() < 3 / len(chunks)
