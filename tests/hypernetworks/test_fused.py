@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from metalearn.hypernetworks.config import CellOptions, HyperOptions
-from metalearn.hypernetworks.fused import kernel
+from metalearn.hypernetworks.fused import kernel, product
 from metalearn.hypernetworks.fused.blocks import EagerBlocks
 from metalearn.hypernetworks.fused.kernel import CompiledBlocks, blocks_for
 from metalearn.hypernetworks.hyperlstm import HyperLSTM, HyperLSTMCell
@@ -136,10 +136,22 @@ def test_saturated_gates_stay_finite(norm):
     assert outputs[:, 1:].isfinite().all()
 
 
+@pytest.fixture(params=[False, True])
+def packed(request, monkeypatch):
+    """Weights as they are, or laid out as large ones are."""
+    if request.param:
+        monkeypatch.setattr(product, "LARGE", 1)
+        monkeypatch.setattr(product, "MANY", 1)
+    found = product.Product(torch.zeros(2, 3), rows=1, times=TIMES)
+    if (found.packed is not None) != request.param:
+        pytest.skip("no oneDNN here")
+
+
 @pytest.mark.parametrize("norm", [False, True])
-@pytest.mark.usefixtures("blocks")
-def test_single_precision_is_near(norm):
-    cell, (x, _) = make_hyper(norm, norm, units=37), make_inputs("numbers")
+@pytest.mark.parametrize("make", [make_lstm, make_hyper])
+@pytest.mark.usefixtures("blocks", "packed")
+def test_single_precision_is_near(make, norm):
+    cell, (x, _) = make(norm, units=37), make_inputs("numbers")
     exact = everything(cell, False, x)
     cell.float()
     state = tuple(part.float().requires_grad_() for part in make_state(cell))

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from metalearn.hypernetworks.fused.blocks import Blocks, Norm
 from metalearn.hypernetworks.fused.kernel import blocks_for
+from metalearn.hypernetworks.fused.product import Product
 from metalearn.hypernetworks.fused.sequence import Carried, Kept, Times, across, memory, used_up
 
 
@@ -75,10 +76,11 @@ class HyperLSTMScan(torch.autograd.Function):
             inputs.new_empty(*inputs.shape[:2], weights.weight_z.shape[1]),
         )
         blocks, made = blocks_for(inputs), _made(weights, inputs)
+        onwards = Product(weights.weight, len(state[0]), times)
         steps, small_steps = main.steps(plan.masks), small.steps(plan.hyper_masks)
         for time, (step, small_step) in enumerate(zip(steps, small_steps, strict=True)):
             product, recurrent, to_hyper = _split(scratch.product[time], inputs)
-            torch.mm(main.hidden[time], weights.weight, out=product)
+            onwards.into(main.hidden[time], product)
             before = small.hidden[time]
             torch.addmm(hyper_inputs[time], before, weights.hyper, out=small_step.gates).add_(to_hyper)
             blocks.cell_forward(small_step, hyper_norm)
@@ -121,6 +123,7 @@ class _Back:
         self.main, self.small, self.norms = main, small, norms
         self.by_weight_d, self.by_bias = torch.zeros_like(weights.weight_d), torch.zeros_like(weights.bias)
         self.made = _made(weights, main.hidden)
+        self.back = Product(weights.weight.t(), self.made.shape[1], len(main.gates))
         self.steps, self.small_steps = main.steps(plan.masks), small.steps(plan.hyper_masks)
 
     def run(self, inputs: Tensor, grads: Tensor, lasts: tuple[Tensor, ...]) -> list[Tensor]:
@@ -162,7 +165,7 @@ class _Back:
         self.blocks.cell_backward(self.small_steps[time], self.norms[1], small.grads(to_hyper))
         before = to_hyper @ weights.hyper.t()
         small.leave(before + by_source if self.plan.previous else before)
-        main.leave(product @ weights.weight.t())
+        main.leave(self.back(product))
 
 
 def _split(product: Tensor, inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:

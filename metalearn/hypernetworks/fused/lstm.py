@@ -7,6 +7,7 @@ from torch import Tensor
 
 from metalearn.hypernetworks.fused.blocks import Norm
 from metalearn.hypernetworks.fused.kernel import blocks_for
+from metalearn.hypernetworks.fused.product import Product
 from metalearn.hypernetworks.fused.sequence import Carried, Kept, Times, across, memory, used_up
 
 
@@ -31,9 +32,10 @@ class LSTMScan(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         norm = Norm(*norms) if norms else None
         blocks, kept = blocks_for(inputs), memory(len(inputs), hidden, cell, norm)
-        before = kept.hidden[0]
+        before, product = kept.hidden[0], Product(weight, len(hidden), len(inputs))
         for time, (projected, step) in enumerate(zip(inputs.unbind(0), kept.steps(masks), strict=True)):
-            torch.addmm(projected, before, weight, out=step.gates)
+            product.into(before, step.gates)
+            step.gates.add_(projected)
             blocks.cell_forward(step, norm)
             kept.hold(time, present[time])
             before = step.hidden
@@ -48,12 +50,13 @@ class LSTMScan(torch.autograd.Function):
         used_up(kept.gates)
         norm = Norm(*norms) if norms else None
         blocks, carried = blocks_for(grads), Carried(lasts[0], lasts[1], norm)
+        back = Product(weight.t(), len(lasts[0]), len(grads))
         times = zip(kept.steps(ctx.masks), grads.unbind(0), ctx.present, strict=True)
         for step, grad, here in reversed(list(times)):
             carried.hidden += grad
             carried.enter(here)
             blocks.cell_backward(step, norm, carried.grads(step.gates))
-            carried.leave(step.gates @ weight.t())
+            carried.leave(back(step.gates))
         by_weight = across(kept.hidden[:-1], kept.gates) if ctx.needs_input_grad[5] else None
         by_norms = carried.by_norms(norm)
         return None, None, kept.gates, carried.hidden, carried.cell, by_weight, *by_norms
