@@ -102,7 +102,7 @@ class HyperLSTMCell(Cell):
     def _plan(self, masks: Times, hyper_masks: Times, present: Times) -> Plan:
         previous = self.hyper_options.embeddings_from == "previous"
         normed, hyper_normed = self.norms is not None, self.hyper.norms is not None
-        return Plan(masks, hyper_masks, present, previous, normed, hyper_normed)
+        return Plan(torch.is_grad_enabled(), masks, hyper_masks, present, previous, normed, hyper_normed)
 
     def _fused(
         self, plan: Plan, step: Step, inputs: tuple[Tensor, Tensor], state: State

@@ -59,7 +59,8 @@ class LSTMCell(Cell):
         masks, rows = self.masks(len(x), state[1]), each(present, len(x))
         if fused and fusable(inputs):
             norm = norm_of(self.norms, affine)
-            outputs, *last = LSTMScan.apply(masks, rows, inputs, *state, self.weight_h, *norm)  # type: ignore[misc]
+            given = torch.is_grad_enabled(), masks, rows, inputs, *state, self.weight_h, *norm
+            outputs, *last = LSTMScan.apply(*given)  # type: ignore[misc]
             return outputs, tuple(last)
         outputs = []
         for projected, mask, here in zip(inputs.unbind(0), masks, rows, strict=True):

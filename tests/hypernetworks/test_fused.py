@@ -217,12 +217,17 @@ def test_autocast_takes_the_plain_form(make):
 
 
 @pytest.mark.parametrize("make", [make_lstm, make_hyper])
-def test_frozen_weights_and_no_gradient(make):
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.usefixtures("blocks")
+def test_frozen_weights_and_no_gradient(make, norm):
     """What needs no gradient gets none; without gradients the outputs are the same."""
-    cell, (x, _) = make(), make_inputs("numbers")
+    cell, (x, _) = make(norm), make_inputs("numbers")
     plain, last = cell.scan(x, make_state(cell))
     with torch.no_grad():
         torch.testing.assert_close(cell.scan(x, make_state(cell), fused=True), (plain, last))
+        present = make_present()
+        expected = cell.scan(x, make_state(cell), present=present)
+        torch.testing.assert_close(cell.scan(x, make_state(cell), None, present, True), expected)
     cell.requires_grad_(False)
     cell.bias.requires_grad_()
     found = [

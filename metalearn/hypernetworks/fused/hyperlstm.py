@@ -13,12 +13,13 @@ from torch import Tensor
 from metalearn.hypernetworks.fused.blocks import Blocks, Norm
 from metalearn.hypernetworks.fused.kernel import blocks_for
 from metalearn.hypernetworks.fused.product import Product
-from metalearn.hypernetworks.fused.sequence import Carried, Kept, Times, across, memory, used_up
+from metalearn.hypernetworks.fused.sequence import Carried, Kept, Times, across, memory, room, used_up
 
 
 class Plan(NamedTuple):
     """What is no tensor, or has no gradient."""
 
+    keep: bool  # there will be a way back
     masks: Times  # of recurrent dropout
     hyper_masks: Times
     present: Times  # presence of rows
@@ -69,11 +70,11 @@ class HyperLSTMScan(torch.autograd.Function):
         state, weights, norms = tensors[:4], Weights(*tensors[4:10]), tensors[10:]
         norm, hyper_norm = plan.norms(norms)
         inputs, times = inputs.contiguous(), len(inputs)
-        main = memory(times, state[0], state[1], norm)
-        small = memory(times, state[2], state[3], hyper_norm)
+        main = memory(times, state[0], state[1], norm, plan.keep)
+        small = memory(times, state[2], state[3], hyper_norm, plan.keep)
         scratch = Scratch(
-            inputs.new_empty(*inputs.shape[:2], weights.weight.shape[1]),
-            inputs.new_empty(*inputs.shape[:2], weights.weight_z.shape[1]),
+            room(state[0], times, weights.weight.shape[1], plan.keep),
+            room(state[0], times, weights.weight_z.shape[1], plan.keep),
         )
         blocks, made = blocks_for(inputs), _made(weights, inputs)
         onwards = Product(weights.weight, len(state[0]), times)

@@ -14,14 +14,16 @@ from metalearn.hypernetworks.fused.sequence import Carried, Kept, Times, across,
 class LSTMScan(torch.autograd.Function):
     """Outputs [time batch units] and the last h and c.
 
-    Arguments: masks of recurrent dropout and presence of rows at each time; inputs after their product with
-    their weight, bias added [time batch gates*units]; h, c; the recurrent weight; the tensors of a `Norm` if
-    there is layer normalisation. Differentiable once; raises UserError for more.
+    Arguments: whether there will be a way back; masks of recurrent dropout and presence of rows at each time;
+    inputs after their product with their weight, bias added [time batch gates*units]; h, c; the recurrent
+    weight; the tensors of a `Norm` if there is layer normalisation. Differentiable once; raises UserError for
+    more.
     """
 
     @staticmethod
     def forward(
         ctx: Any,
+        keep: bool,
         masks: Times,
         present: Times,
         inputs: Tensor,
@@ -31,7 +33,7 @@ class LSTMScan(torch.autograd.Function):
         *norms: Tensor,
     ) -> tuple[Tensor, ...]:
         norm = Norm(*norms) if norms else None
-        blocks, kept = blocks_for(inputs), memory(len(inputs), hidden, cell, norm)
+        blocks, kept = blocks_for(inputs), memory(len(inputs), hidden, cell, norm, keep)
         before, product = kept.hidden[0], Product(weight, len(hidden), len(inputs))
         for time, (projected, step) in enumerate(zip(inputs.unbind(0), kept.steps(masks), strict=True)):
             product.into(before, step.gates)
@@ -57,6 +59,6 @@ class LSTMScan(torch.autograd.Function):
             carried.enter(here)
             blocks.cell_backward(step, norm, carried.grads(step.gates))
             carried.leave(back(step.gates))
-        by_weight = across(kept.hidden[:-1], kept.gates) if ctx.needs_input_grad[5] else None
+        by_weight = across(kept.hidden[:-1], kept.gates) if ctx.needs_input_grad[6] else None
         by_norms = carried.by_norms(norm)
-        return None, None, kept.gates, carried.hidden, carried.cell, by_weight, *by_norms
+        return None, None, None, kept.gates, carried.hidden, carried.cell, by_weight, *by_norms

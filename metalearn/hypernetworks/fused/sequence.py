@@ -77,16 +77,22 @@ def fusable(like: Tensor) -> bool:
     return like.dtype in REALS and not autocast and not torch.compiler.is_compiling()
 
 
-def memory(times: int, hidden: Tensor, cell: Tensor, norm: Norm | None) -> Kept:
+def memory(times: int, hidden: Tensor, cell: Tensor, norm: Norm | None, keep: bool) -> Kept:
     batch, units = hidden.shape
     kept = Kept(
         hidden.new_empty(times + 1, batch, units),
         hidden.new_empty(times + 1, batch, units),
-        hidden.new_empty(times, batch, GATES * units),
-        hidden.new_empty(0 if norm is None else times, batch, STATISTICS),
+        room(hidden, times, GATES * units, keep),
+        room(hidden, 0 if norm is None else times, STATISTICS, keep),
     )
     kept.hidden[0], kept.cell[0] = hidden, cell
     return kept
+
+
+def room(like: Tensor, times: int, columns: int, keep: bool) -> Float[Tensor, "time batch columns"]:
+    """New memory; the same for all times if there is no way back for which to `keep` it."""
+    found = like.new_empty(times if keep else min(times, 1), len(like), columns)
+    return found.expand(times, -1, -1)
 
 
 def norm_of(norms: Norms | None, affine: Affine | None) -> tuple[Tensor, ...]:
