@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -206,7 +206,7 @@ class Translation(Task):
         _, split, _, index = batch.key
         if split not in self.references:
             raise ValueError(f"split {split!r} has no references; those of valid and test are kept")
-        return [self.references[split][row] for row in self._swept(split)[int(index)]]
+        return [self.references[split][row] for row in self._swept(cast(Split, split))[int(index)]]
 
 
 def _whole(split: Split) -> str:

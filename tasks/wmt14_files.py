@@ -58,7 +58,7 @@ class File(NamedTuple):
                 yield from lines
 
     @contextlib.contextmanager
-    def _open(self) -> Iterator[IO[bytes]]:
+    def _open(self) -> Iterator[IO[bytes] | gzip.GzipFile]:
         with contextlib.ExitStack() as stack:
             if self.member:
                 raw = stack.enter_context(tarfile.open(self.path)).extractfile(self.member)

@@ -69,6 +69,13 @@ TOY = {
         "task=pen_strokes", "~task.split", "~task.least_points", "task.batch=2", "network.units=8",
     ],
     "hypernetworks/pen_strokes_": ["task.batch=2", "network.units=8"],
+    "hypernetworks/wmt14_": [  # needs no data
+        "task=phrases", "task.batch=4", "task.pieces=150", "task.train_pairs=200", "network.units=8",
+        "network.layers=3", "network.attention_units=8",
+    ],
+    "hypernetworks/phrases_": [
+        "task.batch=4", "task.pieces=150", "task.train_pairs=200", "network.units=8",
+    ],
     "hypernetworks/": ["task=python_docs", "task.batch=2", "task.time=4", "network.units=8"],
     "learned_optimizers/mnist": ["task=digits", "task.batch=4"],
     "maml/sinusoid": ["task.batch=2"],

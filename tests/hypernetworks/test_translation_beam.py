@@ -136,8 +136,8 @@ def test_the_longest_translation_is_in_proportion_to_the_source():
 
 
 def test_penalties_by_their_formulas():
-    assert length_penalty(1, 0.7) == 1.0
-    assert length_penalty(7, 0.2) == pytest.approx(12**0.2 / 6**0.2)
+    found = length_penalty(torch.tensor([1.0, 7.0]), 0.2)
+    torch.testing.assert_close(found, torch.tensor([1.0, 12**0.2 / 6**0.2]))
     coverage = torch.tensor([[0.5, 2.0, 0.0], [0.25, 0.5, 1.0]])
     present = torch.tensor([[True, True, False], [True, True, True]])
     found = coverage_penalty(coverage, present, 0.2)

@@ -23,9 +23,10 @@ SMALL = {
         "threads=2",
         "ahead=1",
     ),
+    "wmt14_en_fr": ("batch=8", "evaluation_batch=20", "pieces=150", "coverage=1.0", "piece_pairs=200"),
     "iam": ("batch=2", "evaluation_batch=5", "split=official", "least_points=12"),
 }
-FOLDER = {"imagenet": "photographs", "iam": "pen_lines"}
+FOLDER = {"imagenet": "photographs", "iam": "pen_lines", "wmt14_en_fr": "sentence_pairs"}
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -96,6 +97,19 @@ def make(make_fresh):
         return built[name, overrides]
 
     return get
+
+
+@pytest.fixture(scope="session")
+def sentence_pairs(tmp_path_factory):
+    """A data folder with wmt14_en_fr/: 200 + 30 + 30 pairs of phrases."""
+    from tasks.phrases import make_pairs
+
+    folder, pairs = tmp_path_factory.mktemp("sentence_pairs") / "wmt14_en_fr", make_pairs(260)
+    folder.mkdir()
+    for split, chosen in (("train", pairs[:200]), ("valid", pairs[200:230]), ("test", pairs[230:])):
+        for side, language in enumerate(("en", "fr")):
+            (folder / f"{split}.{language}").write_text("".join(pair[side] + "\n" for pair in chosen))
+    return folder.parent
 
 
 @pytest.fixture(scope="session")

@@ -41,7 +41,7 @@ class Best:
     symbols: Int64[Tensor, "batch length"]  # with BEGIN, filled up with PADDING
 
 
-def length_penalty(length: int | Tensor, alpha: float) -> float | Tensor:
+def length_penalty(length: Float[Tensor, "..."], alpha: float) -> Float[Tensor, "..."]:
     """lp(Y) = (5 + |Y|)^alpha / (5 + 1)^alpha; the symbol that ends Y is counted."""
     return (BASE + length) ** alpha / (BASE + 1) ** alpha
 
@@ -73,7 +73,7 @@ def search(
         scores = _allowed(scores, length >= longest, options.margin) + alive.scores.unsqueeze(-1)
         alive = _advance(Alive(scores, coverage, alive.symbols, states), options.beam)
         best = _end(alive, best, present, options)
-        bound = alive.scores / length_penalty(longest, options.length_penalty).unsqueeze(-1)
+        bound = alive.scores / length_penalty(longest.to(alive.scores), options.length_penalty).unsqueeze(-1)
         alive.scores = alive.scores.masked_fill(bound <= best.scores.unsqueeze(-1), -torch.inf)
         if not alive.scores.isfinite().any():
             break
@@ -118,7 +118,7 @@ def _advance(extended: Alive, beam: int) -> Alive:
 
 def _end(alive: Alive, best: Best, present: Tensor, options: SearchOptions) -> Best:
     """Take those that have just ended out of `alive`, and the best of them if it is better than `best`."""
-    length = alive.symbols.shape[-1] - 1
+    length = alive.scores.new_tensor(alive.symbols.shape[-1] - 1)
     ended = alive.symbols[:, :, -1] == END
     scores = alive.scores / length_penalty(length, options.length_penalty)
     scores = scores + coverage_penalty(alive.coverage, present.unsqueeze(1), options.coverage_penalty)
