@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -159,7 +159,7 @@ class Handwriting(Task, ABC):
         """Normalised moves as writing: the text of an SVG."""
         return strokes.svg([strokes.Column("", [self._restored(points)])])
 
-    def gallery(self, drawn: dict[str, Sequence[Tensor]]) -> str:
+    def gallery(self, drawn: Mapping[str, Sequence[Tensor]]) -> str:
         """Titled columns of normalised lines beside the first ones of `valid`: the text of an SVG."""
         count = max(len(lines) for lines in drawn.values())
         columns = [strokes.Column(title, [*map(self._restored, lines)]) for title, lines in drawn.items()]

@@ -1,7 +1,7 @@
 """Networks that write: a recurrent stack on a pen's moves, and a linear map to a mixture's parameters."""
 
 from abc import ABC
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -35,7 +35,7 @@ TEMPERATURES = {"drawn": 1.0, "drawn, temperature 0.5": 0.5}  # the model itself
 class Exhibited(Continued, Protocol):
     """A task that shows lines beside real ones."""
 
-    def gallery(self, drawn: dict[str, Sequence[Tensor]]) -> str:
+    def gallery(self, drawn: Mapping[str, Sequence[Tensor]]) -> str:
         """Titled columns of lines, each [time 3], beside real ones: the text of an SVG."""
         ...
 
