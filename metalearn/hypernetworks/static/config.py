@@ -78,6 +78,7 @@ class HypernetworkOptions:
     generates: list[str] = choice("convolutions", "linears", "biases", "batch_norms")
     exclude: list[str] = required()  # parameters that stay ordinary: patterns of dotted names, e.g. "stem.*"
     penalty: float = number(at_least=0)  # times half the sum of squares of generated weights, in training
+    penalty_of: str = choice("generated", "kernels")  # the last: of all kernels, the ordinary ones' too
     generator: GeneratorOptions = field(default_factory=GeneratorOptions)
 
     def __post_init__(self) -> None:

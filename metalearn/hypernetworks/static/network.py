@@ -16,7 +16,7 @@ class HypernetworkOf(Network):
     def __init__(self, options: HypernetworkOptions, spec: TaskSpec) -> None:
         super().__init__()
         main = registry.build("network", options.options, spec=spec)
-        self.penalty = options.penalty
+        self.penalty, self.penalty_of = options.penalty, options.penalty_of
         self.hypernetwork = hypernetize(main, options.generator, chosen(options.generates, options.exclude))
 
     def forward(self, x: Tensor, state: Tree | None = None, condition: Tensor | int | None = None) -> Output:
@@ -26,5 +26,13 @@ class HypernetworkOf(Network):
         output: Output = self.hypernetwork.call(weights, x, state)
         if not self.training or not self.penalty:
             return output
-        penalty = 0.5 * self.penalty * dot(weights, weights)
+        penalised = self._penalised(weights)
+        penalty = 0.5 * self.penalty * dot(penalised, penalised)
         return output._replace(penalty=penalty if output.penalty is None else output.penalty + penalty)
+
+    def _penalised(self, weights: Tree) -> Tree:
+        """What is generated; or all of two and more dimensions, which leaves out biases and scales."""
+        if self.penalty_of == "generated":
+            return weights
+        whole = weights | dict(self.hypernetwork.module.named_parameters())
+        return {name: leaf for name, leaf in whole.items() if leaf.dim() > 1}

@@ -47,6 +47,21 @@ def test_penalty_is_half_the_squares_in_training_alone():
     assert _network()(_x()).penalty is None
 
 
+def test_penalty_of_kernels_counts_ordinary_ones_and_no_biases():
+    changes = [
+        "network.generates=[convolutions,biases]",
+        "network.penalty=0.02",
+        "network.penalty_of=kernels",
+    ]
+    network = _network(*changes)
+    weights, layers = network.hypernetwork.weights(), network.hypernetwork.module.layers
+    kernels = [leaf for name, leaf in weights.items() if name.endswith("weight")]
+    kernels += [layer.weight for layer in layers if isinstance(layer, torch.nn.Linear)]
+    assert (len(weights), len(kernels)) == (6, 4)  # two convolutions and two linear maps, four biases
+    expected = 0.01 * sum(kernel.square().sum() for kernel in kernels)
+    torch.testing.assert_close(network(_x()).penalty, expected)
+
+
 def test_penalty_is_differentiated_through_the_generator():
     """Central differences of the penalty itself, along a random direction of each parameter (sheet 8.9)."""
     network, x = _network("network.penalty=0.02").double(), _x().double()
