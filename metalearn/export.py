@@ -7,6 +7,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.export import Dim
 
+from metalearn.export_translator import write_translator
 from metalearn.network import Network
 from metalearn.restore import restore
 from metalearn.supervised import Supervised
@@ -22,7 +23,7 @@ def export(run: Path, folder: Path) -> list[Path]:
     The method's artifacts (genotype, pictures, weights by safetensors, learned optimizer) and, for a trained
     classifier, language model or writer of handwriting, the network by `torch.export`, batch size free, with
     an example that loads and checks it without metalearn: `network.pt2`, `example.safetensors`, `example.py`.
-    Translators have no such program: their loops follow each sentence's length.
+    A translator is two programs, `encoder.pt2` and `decoder.pt2`.
     Takes the best checkpoint if the run selects it, else the newest. Raises UserError.
     """
     parts = restore(run, "export")
@@ -127,4 +128,9 @@ READERS: dict[str, tuple[Split, str]] = {  # the split that is read, and what th
     "language_model": ("test", 'print("most likely next symbols:", logits.argmax(dim=1).tolist())'),
     "handwriting": ("valid", 'print("chance that the pen is lifted:", logits[:, -1].sigmoid().tolist())'),
 }
-WRITERS = {"classification": _write_classifier, "language_model": _write_reader, "handwriting": _write_reader}
+WRITERS = {
+    "classification": _write_classifier,
+    "language_model": _write_reader,
+    "handwriting": _write_reader,
+    "translation": write_translator,
+}

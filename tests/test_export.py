@@ -9,7 +9,7 @@ import torch
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
-from metalearn import cli
+from metalearn import cli, export_translator
 from metalearn.build import build
 from metalearn.compose import compose
 from metalearn.export import export
@@ -22,13 +22,25 @@ STROKES = [
     "task=pen_strokes", "task.batch=2", "machine=cpu", "train.steps=4", "network.units=4", "network.layers=2",
 ]  # fmt: skip
 HYPER = ["network.hyper_units=3", "network.embedding=2"]
+PHRASES = [
+    "task=phrases", "task.pieces=150", "task.train_pairs=200", "task.valid_pairs=20", "task.test_pairs=20",
+    "machine=cpu", "train.steps=4", "network.units=6", "network.layers=3", "network.attention_units=5",
+]  # fmt: skip
 DIGITS = ["task=digits", "task.batch=4", "machine=cpu", "train.steps=4", "network=hypernetwork"]
 RUNS = {
     "two layers of LSTM": [*TEXT, "network=lstm_lm", "network.layers=2"],
     "handwriting, LSTM": [*STROKES, "network=handwriting_lstm"],
     "handwriting, HyperLSTM": [*STROKES, "network=handwriting_hyperlstm", *HYPER],
+    "translation, LSTM": [*PHRASES, "network=gnmt_lstm"],
+    "translation, HyperLSTM": [*PHRASES, "network=gnmt_hyperlstm", *HYPER],
     "generated kernels": DIGITS,
 }
+
+
+@pytest.fixture(autouse=True)
+def _short(monkeypatch):
+    """The encoder's loop is unrolled, which takes long."""
+    monkeypatch.setattr(export_translator, "LONGEST", 6)
 
 
 def exported(folder, parts):
@@ -99,3 +111,16 @@ def test_multiply_adds_of_generated_kernels_are_those_of_the_plain_network():
     )
     counts = [multiply_adds(parts.method.network, (1, 8, 8)) for parts in (plain, generated)]
     assert counts[0] == counts[1] > 0
+
+
+@pytest.mark.slow
+def test_translators_read_any_number_of_sentences_and_the_decoder_any_length(tmp_path):
+    folder = exported(tmp_path, RUNS["translation, LSTM"])
+    encoder, decoder = (torch.export.load(folder / f"{name}.pt2").module() for name in ("encoder", "decoder"))
+    example = load_file(folder / "example.safetensors")
+    state = {name[6:]: leaf[:1] for name, leaf in example.items() if name.startswith("state.")}
+    memory = encoder(example["source"][:1])
+    length = int((example["source"][0] != 0).sum())
+    logits, weights, _ = decoder(example["target"][:1, 0], tuple(part[:, :length] for part in memory), state)
+    torch.testing.assert_close(logits, example["logits"][0, :1])
+    assert weights.shape == (1, length)
