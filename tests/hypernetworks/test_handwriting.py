@@ -1,11 +1,15 @@
 """Networks on handwriting: counts of table 5, skip connections, state, padding, pictures."""
 
+from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 import torch
 from omegaconf import OmegaConf
 
+import metalearn.options  # noqa: F401
+import tasks  # noqa: F401
+from metalearn import registry
 from metalearn.compose import CONF, compose
 from metalearn.generation import generate
 from metalearn.hypernetworks.config import HandwritingHyperlstmOptions, HandwritingLstmOptions
@@ -72,8 +76,6 @@ def counted(overrides):
 
 @pytest.mark.parametrize(("row", "expected"), ROWS.items(), ids=list(ROWS))
 def test_recipes_of_table_5_have_its_counts(row, expected):
-    import tasks  # noqa: F401
-
     assert counted([f"recipe=hypernetworks/{row}"]) == expected
 
 
@@ -174,11 +176,6 @@ def test_a_line_is_drawn_as_one_is_read(make):
 
 @pytest.fixture
 def task():
-    from pathlib import Path
-
-    import tasks  # noqa: F401
-    from metalearn import registry
-
     options = compose(["task=pen_strokes", "task.batch=8", "task.evaluation_batch=4"]).task
     return registry.build(
         "task", options, seed=0, data_dir=Path("none"), download=False, device=torch.device("cpu")
