@@ -10,6 +10,7 @@ LEFT, TOP, MARGIN = 32, 62, 14
 WIDEST = 60  # characters of a line
 STOPS = ((247, 249, 252), (140, 182, 222), (30, 94, 165), (8, 37, 84))  # white, light to dark blue
 SHADES = 24
+LISTED = 8  # strips whose numbers fit beside the scale of colours
 INK, NOTHING = "#24292f", "#e4e6e9"
 SHOWN = {"\n": "↵", "\t": "⇥", "\x7f": "␡"}
 PICTURES = 0x2400  # Unicode's pictures of control characters
@@ -125,7 +126,8 @@ def _legend(strips: Mapping[str, Sequence[float]]) -> list[str]:
         f'<rect x="{across + 9 * step}" y="34" width="9" height="10" fill="{shade(step / (steps - 1))}"/>'
         for step in range(steps)
     ]
-    largest = ", ".join(f"{name} {max(values, default=0.0):.3g}" for name, values in strips.items())
+    numbers = [f"{name} {max(values, default=0.0):.3g}" for name, values in strips.items()]
+    largest = ", ".join(numbers) if len(numbers) <= LISTED else "each strip's own"
     return [
         f'<text x="{LEFT}" y="20" font-size="13">'
         "How far the recurrent matrices moved when a symbol was read</text>",
