@@ -1,5 +1,6 @@
 """Generated weights that stay until what made them changes."""
 
+import functools
 import weakref
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -19,36 +20,37 @@ class Kept:
 
     def __init__(self) -> None:
         self._entries: dict[int | None, tuple[list[Any], Tree]] = {}
-        self._forget: Callable[[], object] | None = None
 
     def take(self, condition: int | None, parameters: Iterable[Tensor], make: Callable[[], Tree]) -> Tree:
         """The weights that are kept for a condition; made anew if none are, or `parameters` moved."""
         moment = [(p._version, p.data_ptr(), p.dtype, p.device) for p in parameters]
         if condition not in self._entries or self._entries[condition][0] != moment:
-            self._listen()
+            _listen()
+            _keeping.add(self)
             self._entries[condition] = (moment, make())
         return self._entries[condition][1]
 
     def clear(self) -> None:
         """Forget everything."""
         self._entries.clear()
-        if self._forget is not None:
-            self._forget()
-            self._forget = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Copies begin empty: nobody listens to optimizers for them yet."""
-        return {"_entries": {}, "_forget": None}
+        """Copies begin empty: nobody clears them yet."""
+        return {"_entries": {}}
 
-    def _listen(self) -> None:
-        """Clear at the next step of any optimizer; ends by itself with this object."""
-        if self._forget is not None:
-            return
-        here = weakref.ref(self)
 
-        def clear(*_: object) -> None:
-            kept = here()
-            if kept is not None:
-                kept.clear()
+_keeping: weakref.WeakSet[Kept] = weakref.WeakSet()  # of a process: torch's hook is one, too
 
-        self._forget = weakref.finalize(self, register_optimizer_step_post_hook(clear).remove)
+
+@functools.cache
+def _listen() -> None:
+    """Clear all there are at every optimizer's step.
+
+    One hook, which stays: a hook that goes when what it serves goes may do so while torch calls them.
+    """
+    register_optimizer_step_post_hook(_clear)
+
+
+def _clear(*_: object) -> None:
+    for kept in list(_keeping):
+        kept.clear()

@@ -156,6 +156,17 @@ def test_kept_weights_are_never_stale(counted, change):
 
 
 @torch.no_grad()
+def test_a_step_ends_what_every_hypernetwork_keeps(generator_options, conv_net):
+    """Of several in one process, of which one is gone; torch runs its hooks while they are cleared."""
+    several = [hypernetize(copy.deepcopy(conv_net), generator_options(), ALL).eval() for _ in range(3)]
+    first = [hyper.weights() for hyper in several]
+    assert all(hyper.weights() is weights for hyper, weights in zip(several, first, strict=True))
+    del several[1], first[1]
+    _by_optimizer(several[0])
+    assert not any(hyper.weights() is weights for hyper, weights in zip(several, first, strict=True))
+
+
+@torch.no_grad()
 def test_replaced_parameters_and_conditions_are_not_mixed_up(generator_options, conv_net):
     hyper = hypernetize(conv_net, generator_options(conditions=2), ALL).eval()
     each = [hyper(_x(), condition=k) for k in range(2)]
