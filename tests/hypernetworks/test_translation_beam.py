@@ -11,11 +11,13 @@ from metalearn.hypernetworks.translation.config import SearchOptions
 from metalearn.rng import generator
 from metalearn.task import BEGIN, END
 
-PIECES, SOURCE, LONGEST = 6, 3, 4  # 0 to 2 are padding, begin and end
-PRESENT = torch.tensor([[True, True, True], [True, True, False], [True, False, False]])
+PIECES, SOURCE, LONGEST = 6, 8, 4  # 0 to 2 are padding, begin and end
+LENGTHS = torch.tensor([8, 6, 3, 1])
+PRESENT = torch.arange(SOURCE) < LENGTHS.unsqueeze(1)
+SENTENCES = range(len(PRESENT))
 
 
-def make_options(beam=400, margin=None, alpha=0.2, beta=0.2, ratio=0.0, extra=LONGEST):
+def make_options(beam=40, margin=None, alpha=0.2, beta=0.2, ratio=0.0, extra=LONGEST):
     return SearchOptions(beam, margin, alpha, beta, ratio, extra)
 
 
@@ -23,7 +25,8 @@ def language(prefix, sentence, present):
     """Log-probabilities of the next piece and attention, drawn by what has been said of which sentence."""
     rng = generator("language", sentence, *prefix)
     scores = 2 * torch.randn(PIECES, generator=rng, dtype=torch.float64)
-    weights = torch.rand(SOURCE, generator=rng, dtype=torch.float64) * present
+    scores[END] -= 2.0  # so that the best are long and hypotheses trade places
+    weights = torch.rand(SOURCE, generator=rng, dtype=torch.float64).pow(6) * present  # sharp
     return scores.log_softmax(-1), weights / weights.sum()
 
 
@@ -72,14 +75,14 @@ def best_of_all(sentence, present, options):
 def test_a_beam_that_holds_everything_finds_the_best_of_all(alpha, beta):
     options = make_options(beam=40, alpha=alpha, beta=beta)
     step, states = make_step(options.beam)
-    expected = [best_of_all(row, PRESENT[row], options) for row in range(3)]
+    expected = [best_of_all(row, PRESENT[row], options) for row in SENTENCES]
     assert search(step, states, PRESENT, options) == expected
 
 
 def test_penalties_matter_to_these_sentences():
     """Else the test above would not see them."""
     answers = [
-        [best_of_all(row, PRESENT[row], make_options(alpha=alpha, beta=beta)) for row in range(3)]
+        [best_of_all(row, PRESENT[row], make_options(alpha=alpha, beta=beta)) for row in SENTENCES]
         for alpha, beta in [(0.0, 0.0), (1.5, 0.0), (0.0, 2.0)]
     ]
     assert answers[0] != answers[1]
@@ -99,13 +102,13 @@ def greedy(sentence, present, limit):
 def test_one_hypothesis_is_greedy(margin):
     step, states = make_step(1)
     found = search(step, states, PRESENT, make_options(beam=1, margin=margin))
-    assert found == [greedy(row, PRESENT[row], LONGEST) for row in range(3)]
+    assert found == [greedy(row, PRESENT[row], LONGEST) for row in SENTENCES]
 
 
 def test_no_margin_leaves_only_the_best_next_piece():
     step, states = make_step(40)
     found = search(step, states, PRESENT, make_options(beam=40, margin=1e-9))
-    assert found == [greedy(row, PRESENT[row], LONGEST) for row in range(3)]
+    assert found == [greedy(row, PRESENT[row], LONGEST) for row in SENTENCES]
 
 
 def test_a_margin_is_the_best_of_all_within_it():
@@ -130,9 +133,9 @@ def test_the_longest_translation_is_in_proportion_to_the_source():
         scores[:, END] = -1e6
         return scores, PRESENT.double().repeat_interleave(2, 0), states
 
-    states = ((torch.zeros(6, 1).double(),),)
-    found = search(step, states, PRESENT, make_options(beam=2, ratio=1.5, extra=1))
-    assert [len(answer) for answer in found] == [int(1.5 * 3), 3, 1]
+    states = ((torch.zeros(2 * len(PRESENT), 1).double(),),)
+    found = search(step, states, PRESENT, make_options(beam=2, ratio=0.5, extra=1))
+    assert [len(answer) for answer in found] == [4, 3, 1, 0]
 
 
 def test_penalties_by_their_formulas():
