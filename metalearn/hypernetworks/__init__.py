@@ -2,4 +2,4 @@
 
 from metalearn.hypernetworks import config as config
 from metalearn.hypernetworks import static as static
-from metalearn.hypernetworks.translation import config as translation_config
+from metalearn.hypernetworks import translation as translation

@@ -13,7 +13,9 @@ class CellOptions:
     layer_norm: bool
     forget_bias: float  # added inside the forget gate's sigmoid; not learned
     recurrent_keep: float  # share of candidate values tanh(g) that recurrent dropout keeps
-    initial: str  # "paper" (appendix A.2.3) or "code" (the authors' supercell.py), where they disagree
+    # "paper" (appendix A.2.3) or "code" (the authors' supercell.py), where they disagree; "spread": "paper",
+    # but scales start from different parts of an embedding (hyperlstm.start_scales)
+    initial: str
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,7 @@ class LstmLmOptions(GatedOptions):
 class HyperlstmLmOptions(GatedOptions):
     """A HyperLSTM on symbols: a small LSTM scales the main one's weights at each step."""
 
+    initial: str = choice("paper", "code", "spread")
     hyper_units: int = number(at_least=1)
     embedding: int = number(at_least=1)  # size of each of the twelve z
     hyper_layer_norm: bool = required()
@@ -120,6 +123,7 @@ class HandwritingLstmOptions(HandwritingOptions):
 class HandwritingHyperlstmOptions(HandwritingOptions):
     """HyperLSTMs that say where a pen goes next."""
 
+    initial: str = choice("paper", "code", "spread")
     hyper_units: int = number(at_least=1)
     embedding: int = number(at_least=1)  # size of each of the twelve z
     hyper_layer_norm: bool = required()

@@ -72,7 +72,7 @@ class HyperLSTMCell(Cell):
         self.bias_z = nn.Parameter(torch.ones(SCALED * GATES, hyper.embedding))
         self.weight_d = nn.Parameter(torch.zeros(GENERATED * GATES, hyper.embedding, hidden_size))
         nn.init.normal_(self.weight_z.data[:, SCALED * GATES :], std=BIAS_DEVIATION)
-        self.weight_d.data[: SCALED * GATES] = SCALE / hyper.embedding
+        start_scales(self.weight_d.data[: SCALED * GATES], options.initial)
 
     def scan(
         self,
@@ -161,6 +161,16 @@ class HyperLSTMCell(Cell):
         embeddings = torch.addmm(step.bias_z, source, step.weight_z)
         embeddings = embeddings.unflatten(1, (GENERATED * GATES, -1)).transpose(0, 1)
         return torch.bmm(embeddings, self.weight_d).split(GATES)
+
+
+def start_scales(weight_d: Float[Tensor, "scaled embedding units"], initial: str) -> None:
+    """What makes every d 0.1, from embeddings that are 1: equal parts, or with "spread" random ones.
+
+    From equal parts the entries of an embedding have equal gradients for ever and so stay one number,
+    whatever its size.
+    """
+    parts = torch.rand_like(weight_d) if initial == "spread" else torch.ones_like(weight_d)
+    weight_d.copy_(SCALE * parts / parts.sum(dim=1, keepdim=True))
 
 
 class HyperLSTM(Stack):

@@ -241,9 +241,9 @@ def orthogonal_blocks(weight: Float[Tensor, "inputs gates*units"]) -> None:
 
 
 def start_weights(weight_x: Tensor, weight_h: Tensor, initial: str) -> None:
-    """Recurrent weights orthogonal gate by gate; input weights too ("paper") or Glorot uniform ("code")."""
+    """Recurrent weights orthogonal gate by gate; input weights too, or Glorot uniform ("code")."""
     orthogonal_blocks(weight_h)
-    (orthogonal_blocks if initial == "paper" else glorot_uniform)(weight_x)
+    (glorot_uniform if initial == "code" else orthogonal_blocks)(weight_x)
 
 
 def glorot_uniform(weight: Float[Tensor, "inputs outputs"]) -> None:

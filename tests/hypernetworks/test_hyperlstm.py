@@ -181,6 +181,30 @@ def test_every_row_is_scaled_by_a_tenth_at_the_start(embedding, rtol):
     assert torch.equal(of_bias, torch.zeros(4, 3, 9))
 
 
+def test_spread_scales_by_a_tenth_too():
+    cell = make_cell(initial="spread")
+    step, _ = cell._step()
+    of_hidden, of_input, of_bias = cell._generate(step, draw(3, HYPER))
+    torch.testing.assert_close(of_hidden, torch.full_like(of_hidden, 0.1))
+    torch.testing.assert_close(of_input, torch.full_like(of_input, 0.1))
+    assert torch.equal(of_bias, torch.zeros_like(of_bias))
+
+
+@pytest.mark.parametrize(("initial", "stays"), [("paper", True), ("code", True), ("spread", False)])
+def test_entries_of_an_embedding_stay_equal_from_the_papers_start(initial, stays):
+    """Equal weights have equal gradients: such an embedding is one number, whatever its size."""
+    cell = make_cell(initial=initial)
+    optimizer = torch.optim.Adam(cell.parameters(), 0.05)
+    for _ in range(5):
+        optimizer.zero_grad()
+        outputs, _ = cell.scan(draw(4, BATCH, INPUTS), make_state())
+        (outputs * draw(4, BATCH, UNITS, key="weights")).sum().backward()
+        optimizer.step()
+    scaled = cell.weight_z[:, :8]
+    assert scaled.abs().max() > 0.01
+    assert torch.allclose(scaled, scaled[..., :1].expand_as(scaled), rtol=1e-9, atol=1e-9) == stays
+
+
 def test_hyper_cell_learns_from_the_second_step_on():
     """Its weights meet only zeros at the start (sheet 8.2); one update of z and d opens the way."""
     cell = make_cell()

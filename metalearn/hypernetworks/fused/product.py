@@ -5,6 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 LARGE = 2**20  # numbers in a weight that a core's own cache does not hold
+OPERATIONS = "_reorder_linear_weight", "_linear_pointwise"  # torch's own, but not among its promises
 MANY = 8  # products that repay laying a weight out
 
 
@@ -33,6 +34,7 @@ class Product:
 
 
 def _packable(weight: Tensor) -> bool:
-    known = torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled  # type: ignore[attr-defined]
+    usable = torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled  # type: ignore[attr-defined]
+    known = usable and all(hasattr(torch.ops.mkldnn, name) for name in OPERATIONS)
     on_cpu = weight.device.type == "cpu" and weight.dtype == torch.float32
     return known and on_cpu and weight.numel() >= LARGE
