@@ -52,7 +52,7 @@ def directions(count: int, size: int) -> Float[Tensor, "count size"]:
     """
     q, r = torch.linalg.qr(torch.randn(math.ceil(count / size), size, size))
     q = q * r.diagonal(dim1=1, dim2=2).sign()[:, None]  # all rotations alike
-    return math.sqrt(size) * q.reshape(-1, size)[:count]
+    return math.sqrt(size) * q.reshape(-1, size)[:count].contiguous()  # QR's columns lie one after another
 
 
 def semi_orthogonal(*shape: int, deviation: float) -> nn.Parameter:
