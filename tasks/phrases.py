@@ -212,7 +212,8 @@ def _date(rng: random.Random) -> Pair:
         return ["today is", weekday, *english], ["nous sommes le", jour, *french]
     year = rng.randint(1910, 1999)
     born, ne = rng.choice([("he was born on", "il est né le"), ("she was born on", "elle est née le")])
-    return [born, *english, english_year(year)], [ne, *french, french_number(year)]
+    spoken = french_number(year, last=False)  # a year is a rank, in which vingt and cent stay without s
+    return [born, *english, english_year(year)], [ne, *french, spoken]
 
 
 def _time(rng: random.Random) -> Pair:

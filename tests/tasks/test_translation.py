@@ -136,6 +136,9 @@ def test_every_sentence_is_well_formed():
             assert not (vowel and word in ("le", "la", "de", "ne", "je", "ce", "ma", "sa"))
             assert word not in ("l'", "d'", "n'", "j'") or following[0] in french.VOWELS
     assert phrases.make_pairs(100) == pairs[:100]
+    born = [french for english, french in pairs if english.endswith("nineteen eighty.")]
+    assert born
+    assert all(french.endswith("neuf cent quatre-vingt.") for french in born)  # a rank takes no s
 
 
 def test_splits_share_no_sentence(make):
