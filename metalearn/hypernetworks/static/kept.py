@@ -14,21 +14,23 @@ from metalearn.tree import Tree
 class Kept:
     """Weights by condition, valid while the parameters that made them are the same.
 
-    Versions and addresses tell of changes in place, of `load_state_dict` and of moves. Torch's fused
-    optimizers write without counting a version, so any optimizer's step ends all that is kept.
+    Versions and addresses tell of changes in place, of `load_state_dict` and of moves; the numbers at those
+    addresses are held, lest others come to lie there. Torch's fused optimizers write without counting a
+    version, so any optimizer's step ends all that is kept.
     """
 
     def __init__(self) -> None:
-        self._entries: dict[int | None, tuple[list[Any], Tree]] = {}
+        self._entries: dict[int | None, tuple[list[Any], list[Tensor], Tree]] = {}
 
     def take(self, condition: int | None, parameters: Iterable[Tensor], make: Callable[[], Tree]) -> Tree:
         """The weights that are kept for a condition; made anew if none are, or `parameters` moved."""
-        moment = [(p._version, p.data_ptr(), p.dtype, p.device) for p in parameters]
+        held = [parameter.detach() for parameter in parameters]
+        moment = [(p._version, p.data_ptr(), p.dtype, p.device) for p in held]
         if condition not in self._entries or self._entries[condition][0] != moment:
             _listen()
             _keeping.add(self)
-            self._entries[condition] = (moment, make())
-        return self._entries[condition][1]
+            self._entries[condition] = (moment, held, make())
+        return self._entries[condition][2]
 
     def clear(self) -> None:
         """Forget everything."""

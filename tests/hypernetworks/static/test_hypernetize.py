@@ -156,6 +156,19 @@ def test_kept_weights_are_never_stale(counted, change):
 
 
 @torch.no_grad()
+def test_nothing_new_comes_to_lie_where_kept_weights_came_from(counted):
+    """Else a second change could look like none: by its address."""
+    parameter = next(counted.generator.parameters())
+    for _ in range(5):
+        counted(_x())
+        before = parameter.data_ptr()
+        parameter.data = parameter.data * 1.1
+        others = [torch.empty_like(parameter) for _ in range(200)]
+        assert before not in [other.data_ptr() for other in others]
+        torch.testing.assert_close(counted(_x()), _fresh(counted))
+
+
+@torch.no_grad()
 def test_a_step_ends_what_every_hypernetwork_keeps(generator_options, conv_net):
     """Of several in one process, of which one is gone; torch runs its hooks while they are cleared."""
     several = [hypernetize(copy.deepcopy(conv_net), generator_options(), ALL).eval() for _ in range(3)]
