@@ -20,6 +20,7 @@ from metalearn.supervised import Supervised
 from metalearn.task import Continued, Pictured, Task, Written
 
 LENGTH, COUNT, SENTENCES = 300, 1, 5  # what is made where nothing else is asked for
+LONGEST, MOST = 1_000_000, 10_000  # beyond these memory goes, and no answer comes
 PICTURES = 0x2400  # Unicode's pictures of control characters
 
 
@@ -74,10 +75,12 @@ def picture_of(character: str) -> str:
 
 
 def _check(request: Request) -> None:
-    for name, least in (("length", 1), ("count", 1), ("seed", 0)):
+    for name, least, most in (("length", 1, LONGEST), ("count", 1, MOST), ("seed", 0, None)):
         value = getattr(request, name)
         if value is not None and value < least:
             raise UserError(f"--{name}: got {value}, must be at least {least}")
+        if value is not None and most is not None and value > most:
+            raise UserError(f"--{name}: got {value}, must be at most {most:,}")
     temperature = request.temperature
     if temperature is not None and not (math.isfinite(temperature) and temperature >= 0):
         raise UserError(

@@ -252,6 +252,11 @@ def _check_schedule(options: SupervisedOptions) -> None:
             f"method.milestones: got {milestones} and method.rates {rates}; schedule=steps takes at least "
             "one milestone and a rate for each milestone, e.g. milestones=[28000,56000] rates=[0.02,0.004]"
         )
+    if options.schedule != "steps" and (milestones or rates):
+        raise UserError(
+            f"method.milestones: got {milestones} and method.rates {rates} with schedule={options.schedule}, "
+            "which heeds neither: set method.schedule=steps, or both to []"
+        )
     if any(later <= earlier for earlier, later in pairwise(milestones)):
         raise UserError(f"method.milestones: got {milestones}, must rise, e.g. [28000,56000]")
     if options.nesterov and (options.optimizer not in ("sgd", "nt_asgd") or options.momentum == 0):

@@ -46,9 +46,11 @@ class WordPieces:
                 minloglevel=2,
             )
         except RuntimeError as error:
+            message = str(error).splitlines()[0]
+            few = "smaller than required_chars" in message
             raise UserError(
-                f"task.pieces: got {count}, which sentencepiece does not make of this training text: "
-                f"{str(error).splitlines()[0]}; lower it, or give more text"
+                f"task.pieces: got {count}, which sentencepiece does not make of this training text: {message}; "
+                f"{'raise it, or lower task.coverage' if few else 'lower it, or give more text'}"
             ) from None
         return cls(written.getvalue())
 

@@ -186,6 +186,8 @@ def test_translations_are_of_the_text_or_of_test_sentences(metalearn, tmp_path):
 
 MISTAKES = [  # the run (None: it is not looked at), what is asked for, what the message must hold
     (None, {"length": 0}, ["--length: got 0, must be at least 1"]),
+    (None, {"length": 10**11}, ["--length: got 100000000000, must be at most 1,000,000"]),
+    (None, {"count": 10**9}, ["--count: got 1000000000, must be at most 10,000"]),
     (None, {"count": 0}, ["--count: got 0, must be at least 1"]),
     (None, {"seed": -1}, ["--seed: got -1, must be at least 0"]),
     (None, {"temperature": -0.5}, ["--temperature: got -0.5", "at least 0"]),

@@ -299,6 +299,7 @@ def test_milestones_may_count_epochs():
         ({"schedule": "steps"}, "milestones"),
         ({"schedule": "steps", "milestones": [2, 3], "rates": [0.1]}, "a rate for each milestone"),
         ({"schedule": "steps", "milestones": [3, 3], "rates": [0.1, 0.2]}, "rise"),
+        ({"milestones": [3], "rates": [0.1]}, "heeds neither"),
         ({"optimizer": "sgd", "momentum": 0.0, "nesterov": True}, "momentum"),
         ({"optimizer": "adam", "nesterov": True}, "sgd"),
     ],

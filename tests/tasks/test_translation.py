@@ -170,6 +170,8 @@ def test_pieces_are_a_function_of_the_text():
     assert len(first) == 200
     with pytest.raises(UserError, match=r"task\.pieces: got 60000.*lower it"):
         WordPieces.learn(sentences, 60000, 1.0)
+    with pytest.raises(UserError, match=r"task\.pieces: got 10.*raise it"):
+        WordPieces.learn(sentences, 10, 1.0)
 
 
 def test_a_batch_is_filled_up_and_shifted(make):

@@ -1,11 +1,15 @@
 """Any registered network with generated weights, as a network of its own."""
 
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+
 from torch import Tensor
 
 from metalearn import registry
 from metalearn.hypernetworks.static.config import HypernetworkOptions
 from metalearn.hypernetworks.static.hypernetize import chosen, hypernetize
 from metalearn.network import Network, Output
+from metalearn.registry import UserError
 from metalearn.task import TaskSpec
 from metalearn.tree import Tree, dot
 
@@ -16,6 +20,7 @@ class HypernetworkOf(Network):
     def __init__(self, options: HypernetworkOptions, spec: TaskSpec) -> None:
         super().__init__()
         main = registry.build("network", options.options, spec=spec)
+        _check_patterns(options.exclude, [name for name, _ in main.named_parameters()])
         self.penalty, self.penalty_of = options.penalty, options.penalty_of
         self.hypernetwork = hypernetize(main, options.generator, chosen(options.generates, options.exclude))
 
@@ -36,3 +41,12 @@ class HypernetworkOf(Network):
             return weights
         whole = weights | dict(self.hypernetwork.module.named_parameters())
         return {name: leaf for name, leaf in whole.items() if leaf.dim() > 1}
+
+
+def _check_patterns(patterns: Sequence[str], names: Sequence[str]) -> None:
+    """Refuse patterns that leave nothing out: a slip of the pen would have all weights generated."""
+    if patterns and not any(fnmatchcase(name, pattern) for name in names for pattern in patterns):
+        raise UserError(
+            f"network.exclude: got {list(patterns)}, which no parameter's name matches; "
+            f"names are {', '.join(names[:12])}{', ...' if len(names) > 12 else ''}"
+        )

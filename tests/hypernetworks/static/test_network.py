@@ -128,3 +128,10 @@ def test_any_registered_network_can_be_one(overrides):
     config = compose([*SMALL[:4], "machine=cpu", "network.generates=[linears,biases]", *overrides])
     method = build(config).method
     assert all(value.isfinite() for index in range(2) for value in method.step(index).values())
+
+
+def test_an_exclude_that_matches_nothing_is_refused():
+    with pytest.raises(
+        UserError, match=r"network\.exclude: got \['layer\.0\.\*'\].*names are layers\.0\.weight, "
+    ):
+        _network("network.exclude=[layer.0.*]")
