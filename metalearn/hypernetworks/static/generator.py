@@ -44,7 +44,7 @@ class Generator(nn.Module, ABC):
             if self.conditions > 1:
                 raise UserError(
                     f"this hypernetwork has weights for {self.conditions} conditions; say which: "
-                    f"condition=0 to {self.conditions - 1} in Python; no method of `metalearn train` says one: "
+                    f"condition=0 to {self.conditions - 1} in Python; `metalearn train` names none: "
                     "there set network.generator.conditions=1"
                 )
             return embeddings.squeeze(0)

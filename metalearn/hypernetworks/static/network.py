@@ -19,6 +19,11 @@ class HypernetworkOf(Network):
 
     def __init__(self, options: HypernetworkOptions, spec: TaskSpec) -> None:
         super().__init__()
+        if spec.kind == "translation":
+            raise UserError(
+                f"network hypernetwork: task {spec.name} is a translation, which generated weights "
+                "have no search for; choose another task, or network=gnmt_hyperlstm"
+            )
         main = registry.build("network", options.options, spec=spec)
         _check_patterns(options.exclude, [name for name, _ in main.named_parameters()])
         self.penalty, self.penalty_of = options.penalty, options.penalty_of

@@ -1,5 +1,7 @@
 """`network=hypernetwork`: any registered network, its options checked, its generated weights penalised."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -135,3 +137,8 @@ def test_an_exclude_that_matches_nothing_is_refused():
         UserError, match=r"network\.exclude: got \['layer\.0\.\*'\].*names are layers\.0\.weight, "
     ):
         _network("network.exclude=[layer.0.*]")
+
+
+def test_translations_are_refused():
+    with pytest.raises(UserError, match="is a translation"):
+        registry.build("network", compose(SMALL).network, spec=replace(SPEC, kind="translation"))
