@@ -49,7 +49,7 @@ class WordPieces:
             message = str(error).splitlines()[0]
             few = "smaller than required_chars" in message
             raise UserError(
-                f"task.pieces: got {count}, which sentencepiece does not make of this training text: {message}; "
+                f"task.pieces: got {count}, which sentencepiece does not make of this text: {message}; "
                 f"{'raise it, or lower task.coverage' if few else 'lower it, or give more text'}"
             ) from None
         return cls(written.getvalue())
