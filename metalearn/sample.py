@@ -179,6 +179,9 @@ def _paths(folder: Path, stem: str, count: int) -> list[Path]:
 
 
 def _saved(path: Path, text: str) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error}); name another folder by --output") from None
     return path

@@ -128,6 +128,13 @@ def test_a_hypernetwork_shows_its_reading(metalearn, tmp_path):
     assert (code, err.split()) == (0, list(map(str, paths)))
     metalearn("sample", str(tmp_path), "--length", "5", "--output", str(tmp_path / "there"))
     assert (tmp_path / "there/weight_change.svg").read_text().startswith("<svg")
+    (tmp_path / "file").write_text("")
+    code, _, err = metalearn(
+        "sample", str(tmp_path), "--length", "5", "--output", str(tmp_path / "file/there")
+    )
+    assert code == 2
+    assert "cannot be written" in err
+    assert "--output" in err
 
 
 @pytest.mark.parametrize("select", ["best", "last"])
