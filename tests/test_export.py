@@ -104,6 +104,7 @@ def test_a_program_makes_its_kernels_from_the_weights_of_the_file(tmp_path):
     assert not torch.allclose(program(example["x"]), example["logits"], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_multiply_adds_of_generated_kernels_are_those_of_the_plain_network():
     """What makes the kernels is left out: they are kept from example to example."""
     plain, generated = (

@@ -101,7 +101,7 @@ def test_recipe_composes(name):
     assert config.paper is None or config.paper.source
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", _mostly_slow(RUNS))
 def test_the_hypergradient_of_a_recipe_is_one_switch(name):
     assert recompose([f"recipe={name}", "hypergradient=first_order"]).hypergradient == {"name": "first_order"}
 

@@ -10,11 +10,9 @@ from metalearn.rng import generator, seed_of, seeded
 
 def test_a_key_names_one_stream_in_every_process():
     code = "from metalearn.rng import seed_of; print(seed_of('train', 3, 'a'))"
-    for salt in ("0", "1"):
-        ran = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, env={"PYTHONHASHSEED": salt}
-        )
-        assert int(ran.stdout) == seed_of("train", 3, "a")
+    salt = {"PYTHONHASHSEED": "1"}  # this process has a random one
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=salt)
+    assert int(ran.stdout) == seed_of("train", 3, "a")
 
 
 def test_keys_do_not_run_into_each_other():

@@ -247,7 +247,9 @@ def test_adaptive_weight_decay_goes_back_and_on(search, monkeypatch):
     torch.testing.assert_close(states, copies, rtol=0, atol=0)  # nothing that moves on is shared with them
 
 
-@pytest.mark.parametrize("lines", [WATCHED, ADAPTIVE], ids=["watched", "adaptive"])
+@pytest.mark.parametrize(
+    "lines", [pytest.param(WATCHED, marks=pytest.mark.slow), ADAPTIVE], ids=["watched", "adaptive"]
+)
 def test_resume_is_bit_exact_at_any_step(search, lines, tmp_path):
     """Adaptive with a ratio that every second pair of measurements is likely to pass."""
     straight = search(lines)

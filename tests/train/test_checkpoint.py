@@ -215,7 +215,8 @@ except UserError as error:
 """
 
 
-@pytest.mark.parametrize("limit", [pytest.param(1 << 12, marks=pytest.mark.slow), 1 << 20])
+@pytest.mark.slow
+@pytest.mark.parametrize("limit", [1 << 12, 1 << 20])
 def test_a_full_disk_names_the_file_and_harms_no_other(tmp_path, limit):
     done = subprocess.run(
         [sys.executable, "-c", FULL_DISK, str(tmp_path), str(limit)], capture_output=True, text=True
