@@ -132,6 +132,7 @@ def test_shipped_problems_compose(name):
     assert not any("," in label for label in diagnosis.estimators), "estimators= splits there"
 
 
+@pytest.mark.slow
 def test_command_writes_all_files(metalearn, data_dir, tmp_path):
     code, out, err = metalearn(
         "diagnose", "hypergradient", "problem=learning_rates", f"data_dir={data_dir}", "task=two_moons",

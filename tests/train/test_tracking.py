@@ -32,6 +32,7 @@ class Pictured(NoisyQuadratic):
         (folder / "cell.svg").write_text("<svg xmlns='http://www.w3.org/2000/svg'/>")
 
 
+@pytest.mark.slow
 def test_two_jobs_of_one_process_are_two_runs(tmp_path):
     for name in ("a", "b"):
         train(configuration(tmp_path / name, "offline"), Pictured())
@@ -61,6 +62,7 @@ def test_rows_are_those_of_metrics_jsonl(tmp_path):
     assert tracked == list(merged.values())
 
 
+@pytest.mark.slow
 def test_a_failed_and_resumed_run_keeps_its_id(tmp_path):
     class Faulty(NoisyQuadratic):
         def step(self, index):
@@ -132,6 +134,7 @@ def test_a_sweeps_agent_names_the_run(monkeypatch):
     assert tracking._sweep_id() is None
 
 
+@pytest.mark.slow
 def test_none_does_not_import_wandb(tmp_path):
     program = (
         "import sys; sys.path.insert(0, sys.argv[1]); from noisy_quadratic import main; "
