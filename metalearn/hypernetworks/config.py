@@ -1,6 +1,7 @@
 """The options of recurrent language models, and of the cells they are made of."""
 
 from dataclasses import dataclass
+from typing import Protocol
 
 from metalearn.config import choice, number, required
 from metalearn.registry import register
@@ -37,6 +38,41 @@ class HyperRnnOptions:
     embedding: int  # size of each of the three z
     form: str  # weights "scaled" row by row (eq. 7), or mixed from `embedding` matrices in "full" (eq. 5)
     embeddings_from: str  # z_t from the hyper cell's output at the "current" step, or at the "previous" one
+
+
+class OfGated(Protocol):
+    """A network's options that say what its gated cells are."""
+
+    layer_norm: bool
+    forget_bias: float
+    initial: str
+    recurrent_keep: float
+
+
+class OfHyper(Protocol):
+    """A network's options that say what its hyper cells are."""
+
+    hyper_units: int
+    embedding: int
+    hyper_layer_norm: bool
+    hyper_recurrent_keep: float
+    embeddings_from: str
+
+
+def cell_of(options: OfGated) -> CellOptions:
+    """What a network's options say of its cells."""
+    return CellOptions(options.layer_norm, options.forget_bias, options.recurrent_keep, options.initial)
+
+
+def hyper_of(options: OfHyper) -> HyperOptions:
+    """What a network's options say of its hyper cells."""
+    return HyperOptions(
+        units=options.hyper_units,
+        embedding=options.embedding,
+        layer_norm=options.hyper_layer_norm,
+        recurrent_keep=options.hyper_recurrent_keep,
+        embeddings_from=options.embeddings_from,
+    )
 
 
 @dataclass

@@ -12,11 +12,11 @@ from torch.nn import functional as F
 
 from metalearn.generation import generate
 from metalearn.hypernetworks.config import (
-    CellOptions,
     HandwritingHyperlstmOptions,
     HandwritingLstmOptions,
     HandwritingOptions,
-    HyperOptions,
+    cell_of,
+    hyper_of,
 )
 from metalearn.hypernetworks.hyperlstm import HyperLSTM
 from metalearn.hypernetworks.lstm import LSTM
@@ -94,7 +94,7 @@ class HandwritingLstm(HandwritingNetwork):
     """Ordinary LSTMs."""
 
     def __init__(self, options: HandwritingLstmOptions, spec: TaskSpec) -> None:
-        cell = _cell(options)
+        cell = cell_of(options)
         layers: list[Stack] = [LSTM(size, options.units, cell) for size in _inputs(options, spec)]
         super().__init__(options, spec, layers, ("h", "c"))
 
@@ -103,14 +103,8 @@ class HandwritingHyperlstm(HandwritingNetwork):
     """HyperLSTMs."""
 
     def __init__(self, options: HandwritingHyperlstmOptions, spec: TaskSpec) -> None:
-        hyper = HyperOptions(
-            units=options.hyper_units,
-            embedding=options.embedding,
-            layer_norm=options.hyper_layer_norm,
-            recurrent_keep=options.hyper_recurrent_keep,
-            embeddings_from=options.embeddings_from,
-        )
-        cell = _cell(options)
+        hyper = hyper_of(options)
+        cell = cell_of(options)
         layers: list[Stack] = [HyperLSTM(size, options.units, cell, hyper) for size in _inputs(options, spec)]
         super().__init__(options, spec, layers, ("h", "c", "hyper_h", "hyper_c"))
 
@@ -120,7 +114,3 @@ def _inputs(options: HandwritingOptions, spec: TaskSpec) -> list[int]:
     width = spec.input_shape[0] if spec.input_shape else 0  # 0: a task of another kind, refused later
     deeper = options.units + (width if options.skip else 0)
     return [width] + [deeper] * (options.layers - 1)
-
-
-def _cell(options: HandwritingOptions) -> CellOptions:
-    return CellOptions(options.layer_norm, options.forget_bias, options.recurrent_keep, options.initial)

@@ -11,15 +11,14 @@ from torch.nn import functional as F
 
 from metalearn.hypernetworks import analysis
 from metalearn.hypernetworks.config import (
-    CellOptions,
-    GatedOptions,
     HyperlstmLmOptions,
-    HyperOptions,
     HyperrnnLmOptions,
     HyperRnnOptions,
     LanguageModelOptions,
     LstmLmOptions,
     RnnLmOptions,
+    cell_of,
+    hyper_of,
 )
 from metalearn.hypernetworks.hyperlstm import HyperLSTM
 from metalearn.hypernetworks.hyperrnn import HyperRNN
@@ -100,7 +99,7 @@ class LstmLanguageModel(LanguageModel):
     """An ordinary LSTM."""
 
     def __init__(self, options: LstmLmOptions, spec: TaskSpec) -> None:
-        recurrent = LSTM(spec.outputs, options.units, _cell(options), options.layers)
+        recurrent = LSTM(spec.outputs, options.units, cell_of(options), options.layers)
         super().__init__(options, spec, recurrent, ("h", "c"))
 
 
@@ -108,16 +107,6 @@ class HyperLstmLanguageModel(HyperLanguageModel):
     """A HyperLSTM."""
 
     def __init__(self, options: HyperlstmLmOptions, spec: TaskSpec) -> None:
-        hyper = HyperOptions(
-            units=options.hyper_units,
-            embedding=options.embedding,
-            layer_norm=options.hyper_layer_norm,
-            recurrent_keep=options.hyper_recurrent_keep,
-            embeddings_from=options.embeddings_from,
-        )
-        recurrent = HyperLSTM(spec.outputs, options.units, _cell(options), hyper, options.layers)
+        hyper = hyper_of(options)
+        recurrent = HyperLSTM(spec.outputs, options.units, cell_of(options), hyper, options.layers)
         super().__init__(options, spec, recurrent, ("h", "c", "hyper_h", "hyper_c"))
-
-
-def _cell(options: GatedOptions) -> CellOptions:
-    return CellOptions(options.layer_norm, options.forget_bias, options.recurrent_keep, options.initial)

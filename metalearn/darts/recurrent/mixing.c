@@ -1,71 +1,13 @@
 /* One node of the recurrent supernet, forward and backward, in one pass over its edges.
 
    Arrays are contiguous. `states` is [node batch units], `product` [edge batch 2 units], gate and candidate before
-   their functions; `shares` [edge 5] by none, tanh, relu, sigmoid, identity. REAL is float or double.
-   The exponential is written out so that compilers vectorise it without a vector library. */
+   their functions; `shares` [edge 5] by none, tanh, relu, sigmoid, identity. REAL is float or double. */
 
 #pragma GCC optimize("no-math-errno", "no-trapping-math") /* lets square roots and choices be vectorised */
 
-#include <math.h>
-#include <stdint.h>
+#include "kernels.h"
 
 #define EPSILON ((REAL)1e-5)
-#define DOUBLE_float 0
-#define DOUBLE_double 1
-#define JOINED(a, b) a##b
-#define IS_DOUBLE(real) JOINED(DOUBLE_, real)
-
-#if IS_DOUBLE(REAL)
-#define FABS fabs
-#define SQRT sqrt
-typedef union { double real; uint64_t bits; } pun;
-#define MAGIC 6755399441055744.0
-#define SHIFT 52
-#define BIAS ((uint64_t)1023 << 52)
-#define LOWEST (-700.0)
-#define LOG2_HIGH 6.93147180369123816490e-01
-#define LOG2_LOW 1.90821492927058770002e-10
-#else
-#define FABS fabsf
-#define SQRT sqrtf
-typedef union { float real; uint32_t bits; } pun;
-#define MAGIC 12582912.0f
-#define SHIFT 23
-#define BIAS ((uint32_t)127 << 23)
-#define LOWEST (-87.0f)
-#define LOG2_HIGH 6.93359375e-01f
-#define LOG2_LOW -2.12194440e-4f
-#endif
-#define C(x) ((REAL)(x))
-
-/* exp(x) for x <= 0: 2^n by its bits times the Taylor series on the rest, at most log(2)/2 in size. */
-static inline REAL exponential(REAL x) {
-    x = x < LOWEST ? LOWEST : x;
-    pun z, power;
-    z.real = x * C(1.44269504088896340736) + MAGIC;
-    REAL n = z.real - MAGIC;
-    REAL r = x - n * LOG2_HIGH - n * LOG2_LOW;
-#if IS_DOUBLE(REAL)
-    REAL p = C(1.0 / 6227020800.0);
-    p = p * r + C(1.0 / 479001600.0);
-    p = p * r + C(1.0 / 39916800.0);
-    p = p * r + C(1.0 / 3628800.0);
-    p = p * r + C(1.0 / 362880.0);
-    p = p * r + C(1.0 / 40320.0);
-    p = p * r + C(1.0 / 5040.0);
-#else
-    REAL p = C(1.0 / 5040.0);
-#endif
-    p = p * r + C(1.0 / 720.0);
-    p = p * r + C(1.0 / 120.0);
-    p = p * r + C(1.0 / 24.0);
-    p = p * r + C(1.0 / 6.0);
-    p = p * r + C(0.5);
-    p = p * r + C(1.0);
-    p = p * r + C(1.0);
-    power.bits = (z.bits << SHIFT) + BIAS;
-    return p * power.real;
-}
 
 /* Zero mean and unit variance over the batch, in place; mean and biased variance to `statistics` [2 units]. */
 static void normalise(REAL *restrict y, REAL *restrict masked, const REAL *restrict mask, REAL *restrict statistics,

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from metalearn.hypernetworks.config import CellOptions, HyperOptions
+from metalearn.hypernetworks.config import cell_of, hyper_of
 from metalearn.hypernetworks.hyperlstm import HyperLSTMCell
 from metalearn.hypernetworks.lstm import LSTMCell
 from metalearn.hypernetworks.translation.attention import Memory
@@ -84,7 +84,9 @@ class GnmtLstm(Gnmt):
     """Of ordinary LSTMs; with `uniform_cells`, their weights too start uniform, as all of GNMT's do."""
 
     def __init__(self, options: GnmtLstmOptions, spec: TaskSpec) -> None:
-        super().__init__(options, spec, partial(LSTMCell, hidden_size=options.units, options=_cell(options)))
+        super().__init__(
+            options, spec, partial(LSTMCell, hidden_size=options.units, options=cell_of(options))
+        )
         for cell in self.modules() if options.uniform_cells else ():
             if isinstance(cell, LSTMCell):
                 for weight in (cell.weight_x, cell.weight_h, cell.bias):
@@ -95,19 +97,9 @@ class GnmtHyperLstm(Gnmt):
     """Of HyperLSTMs, which start as appendix A.2.3 of Ha, Dai and Le 2017 says or as their code does."""
 
     def __init__(self, options: GnmtHyperlstmOptions, spec: TaskSpec) -> None:
-        hyper = HyperOptions(
-            units=options.hyper_units,
-            embedding=options.embedding,
-            layer_norm=options.hyper_layer_norm,
-            recurrent_keep=options.hyper_recurrent_keep,
-            embeddings_from=options.embeddings_from,
-        )
-        cell = partial(HyperLSTMCell, hidden_size=options.units, options=_cell(options), hyper=hyper)
+        hyper = hyper_of(options)
+        cell = partial(HyperLSTMCell, hidden_size=options.units, options=cell_of(options), hyper=hyper)
         super().__init__(options, spec, cell)
-
-
-def _cell(options: GnmtOptions) -> CellOptions:
-    return CellOptions(options.layer_norm, options.forget_bias, options.recurrent_keep, options.initial)
 
 
 def _start_uniform(part: nn.Module, limit: float) -> None:
