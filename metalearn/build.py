@@ -1,7 +1,7 @@
 """From a checked configuration to the live objects of a run."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from metalearn import registry
 from metalearn.config import Config
@@ -9,7 +9,7 @@ from metalearn.machine import Machine
 from metalearn.method import Context, Method
 from metalearn.network import Network
 from metalearn.rng import Key, seeded
-from metalearn.task import Task
+from metalearn.task import Task, TaskSpec
 
 
 class Parts(NamedTuple):
@@ -20,31 +20,56 @@ class Parts(NamedTuple):
     method: Method
 
 
+class Builder(NamedTuple):
+    """Builds tasks and networks as a run's own are built."""
+
+    config: Config
+    machine: Machine
+
+    def task(self, options: Any) -> Task:
+        """A task with its data on the device."""
+        return registry.build(
+            "task",
+            options,
+            seed=self.config.seed,
+            data_dir=Path(self.config.data_dir).expanduser(),
+            download=self.config.download,
+            device=self.machine.device,
+        )
+
+    def network(self, options: Any, spec: TaskSpec, *key: Key) -> Network:
+        """A network on the device, drawn under the seed's own stream.
+
+        Equal seeds start from equal weights whatever was built before; a key asks for other weights.
+        """
+        with seeded(self.config.seed, "network", *key):
+            return registry.build("network", options, spec=spec).to(self.machine.device)
+
+
 def build_task(config: Config, machine: Machine) -> Task:
     """The configured task with its data on the device."""
-    return registry.build(
-        "task",
-        config.task,
-        seed=config.seed,
-        data_dir=Path(config.data_dir).expanduser(),
-        download=config.download,
-        device=machine.device,
-    )
+    return Builder(config, machine).task(config.task)
 
 
 def build(config: Config) -> Parts:
-    """Machine, task and method, from options that `config.resolve` has checked.
-
-    A network is built as `Class(options, spec)` under the seed's own stream, so equal seeds start from
-    equal weights whatever was built before; a key asks for other weights.
-    """
+    """Machine, task and method, from options that `config.resolve` has checked."""
     machine = Machine(config.machine)
-    task = build_task(config, machine)
+    builder = Builder(config, machine)
+    task = builder.task(config.task)
 
     def network(*key: Key) -> Network:
-        with seeded(config.seed, "network", *key):
-            return registry.build("network", config.network, spec=task.spec).to(machine.device)
+        return builder.network(config.network, task.spec, *key)
 
     estimator = config.hypergradient and registry.build("hypergradient", config.hypergradient)
-    context = Context(task, network, estimator, machine, config.seed, config.train.steps)
+    context = Context(
+        task,
+        network,
+        estimator,
+        machine,
+        config.seed,
+        config.train.steps,
+        rule=config.rule,
+        mixture=config.mixture,
+        build=builder,
+    )
     return Parts(machine, task, registry.build("method", config.method, context=context))

@@ -22,7 +22,7 @@ COMMANDS = {
     "compare": "several runs: what differs, how they ended, their curves",
     "export": "take the result out of a run: genotype, weights, optimizer",
     "sample": "generate from a run's checkpoint: text, handwriting, translations",
-    "list": "tasks, networks, methods, hypergradients, recipes, problems or runs, and what is available here",
+    "list": "tasks, networks, methods, hypergradients, rules, mixtures, recipes, problems or runs",
 }
 FAMILIES = (
     "tasks",
@@ -34,7 +34,9 @@ FAMILIES = (
     "metalearn.maml",
     "metalearn.hyperparameters",
 )
-LISTS = ("tasks", "networks", "methods", "hypergradients", "recipes", "problems", "runs")
+LISTS = (
+    "tasks", "networks", "methods", "hypergradients", "rules", "mixtures", "recipes", "problems", "runs",
+)  # fmt: skip
 
 
 def main() -> None:

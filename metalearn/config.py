@@ -105,6 +105,8 @@ class Config:
     network: Any = required()
     method: Any = required()
     hypergradient: Any = required()
+    rule: Any = required()  # learned optimizers: what turns gradients into updates
+    mixture: Any = required()  # learned optimizers: other problems than the one of task and network
     train: TrainOptions = field(default_factory=TrainOptions)
     machine: MachineOptions = field(default_factory=MachineOptions)
     log: LogOptions = field(default_factory=LogOptions)
@@ -134,13 +136,13 @@ def resolve(composed: DictConfig) -> Config:
 
 
 def _group(group: str, options: Any) -> Any:
-    if group == "hypergradient" and options is None:
+    if group in registry.OPTIONAL and options is None:
         return None
     if not isinstance(options, dict) or "name" not in options:
         raise UserError(
             f"{group}: got {options!r}; choose one by {group}=NAME, of: {', '.join(registry.names(group))}"
         )
-    if options["name"] == "none":
+    if group in registry.OPTIONAL and options["name"] == "none":
         return None
     return typed(registry.entry(group, options["name"]).options, options, f"{group}.")
 

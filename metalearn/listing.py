@@ -7,11 +7,11 @@ from pathlib import Path
 from metalearn import registry
 from metalearn.compose import CONF, options
 
-GROUP_OF = {"tasks": "task", "networks": "network", "methods": "method", "hypergradients": "hypergradient"}
+GROUP_OF = {f"{group}s": group for group in registry.GROUPS}
 
 
 def show(what: str, runs: Path, data_dir: Path) -> None:
-    """Print one table: tasks, networks, methods, hypergradients, recipes, problems or runs."""
+    """Print one table: the names of a group, recipes, problems or runs."""
     from rich import box
     from rich.console import Console
     from rich.table import Table

@@ -3,14 +3,27 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from metalearn.hypergradient.base import HyperGradient, Segment
 from metalearn.machine import Machine
 from metalearn.network import Network
 from metalearn.problem import Inner, Problem
-from metalearn.task import Metrics, Split, Task
+from metalearn.rng import Key
+from metalearn.task import Metrics, Split, Task, TaskSpec
 from metalearn.tree import Tree
+
+
+class Builder(Protocol):
+    """Builds what a method needs beside the configured task and network."""
+
+    def task(self, options: Any) -> Task:
+        """A task with the run's seed and data."""
+        ...
+
+    def network(self, options: Any, spec: TaskSpec, *key: Key) -> Network:
+        """A network on the device; equal keys, equal weights."""
+        ...
 
 
 class Context(NamedTuple):
@@ -22,6 +35,9 @@ class Context(NamedTuple):
     machine: Machine
     seed: int
     steps: int  # how many calls of `step` the run will make: schedules end there
+    rule: Any = None  # options of a registered rule
+    mixture: Any = None  # options of a registered mixture
+    build: Builder | None = None
 
 
 class Method(ABC):

@@ -1,4 +1,4 @@
-"""Names of tasks, networks, methods and hypergradients: what a configuration may ask for.
+"""Names of tasks, networks, methods, hypergradients, rules and mixtures: what a configuration may ask for.
 
 An entry ties a name to the dataclass of its options and to the place of its class, which is imported
 only when it is built: listing names and checking a configuration needs no torch.
@@ -10,7 +10,8 @@ import importlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-GROUPS = ("task", "network", "method", "hypergradient")
+GROUPS = ("task", "network", "method", "hypergradient", "rule", "mixture")
+OPTIONAL = ("hypergradient", "rule", "mixture")  # groups that a run may do without
 
 
 class UserError(Exception):

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from metalearn.hypergradient.base import Segment
 from metalearn.hypergradient.guard import check_twice_differentiable
-from metalearn.problem import Inner, Problem, loss_and_gradient
+from metalearn.problem import Batched, Inner, Problem, loss_and_gradient
 from metalearn.task import Batch
 from metalearn.tree import Tree, detach, require_grad
 
@@ -59,13 +59,16 @@ def _injected(problem: Problem, meta: Tree, params: Tree, batch: Batch) -> tuple
 
     The value is the loss; backward gives what the loss would, without its graph, which is freed here.
     """
+    if isinstance(problem, Batched):
+        loss, grads = problem.value_and_gradient(params, batch)
+        return sum((_linear(grads[key], leaf) for key, leaf in params.items()), loss), grads
     copies = require_grad(params)
     entries = [*params.values(), *(leaf for leaf in meta.values() if leaf.requires_grad)]
     leaves = [*copies.values(), *entries[len(params) :]]
     loss = problem.inner_loss(meta, copies, batch)
     slopes = torch.autograd.grad(loss, leaves, allow_unused=True)
     linear = [
-        (slope * (entry - entry.detach())).sum()
+        _linear(slope, entry)
         for entry, slope in zip(entries, slopes, strict=True)
         if slope is not None and entry.requires_grad
     ]
@@ -74,3 +77,8 @@ def _injected(problem: Problem, meta: Tree, params: Tree, batch: Batch) -> tuple
         for (key, leaf), slope in zip(params.items(), slopes, strict=False)
     }
     return sum(linear, loss.detach()), grads
+
+
+def _linear(slope: Tensor, entry: Tensor) -> Tensor:
+    """0, with `slope` as its gradient by `entry`."""
+    return (slope * (entry - entry.detach())).sum()

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from metalearn.learned_optimizers.config import TunedOptimizersOptions
-from metalearn.learned_optimizers.optimizees import Optimizee
+from metalearn.learned_optimizers.optimizees import Single
 from metalearn.learned_optimizers.rollout import rollout, summary, write_trajectories
 from metalearn.learned_optimizers.rules import NAMES, HandRule
 from metalearn.method import Context, Method
@@ -27,7 +27,7 @@ class TunedOptimizers(Method):
     def __init__(self, options: TunedOptimizersOptions, context: Context) -> None:
         check(options, context.steps)
         self.options, self.machine = options, context.machine
-        self.optimizee = Optimizee(options, context)
+        self.family = Single(options, context)
         shape = (len(options.optimizers), len(options.learning_rates))
         self.final = torch.full(shape, torch.inf, device=context.machine.device)  # inf: diverged, or untried
         self.curves: dict[str, dict[str, Tensor]] = {}
@@ -105,7 +105,7 @@ class TunedOptimizers(Method):
     def _rollout(self, name: str, place: int, split: Split) -> Float[Tensor, "points problems"]:
         rule = HandRule(name, self.options.learning_rates[place], self.options)
         with self.machine.autocast():
-            return rollout(rule, {}, self.optimizee, split)
+            return rollout(rule, {}, self.family, split)
 
 
 def check(options: TunedOptimizersOptions, steps: int) -> None:

@@ -13,15 +13,17 @@ class OptimizeeOptions:
     name: str = required()
     horizon: int = number(at_least=1)  # steps of one optimizee's run
     deviation: float = number(at_least=0)  # of an optimizee's initial parameters, all Gaussian
+    function_gradients: str = choice("own", "mean")  # of a batch's sum (the paper), or its mean (the code)
     valid_problems: int = number(at_least=1)  # runs on fresh problems that a choice is based on
     test_problems: int = number(at_least=1)  # runs on other fresh problems that the result is an average of
 
 
-@register("method", "learned_optimizer", "metalearn.learned_optimizers.meta_train:LearnedOptimizer")
+@register("rule", "lstm", "metalearn.learned_optimizers.lstm:LstmRule")
 @dataclass
-class LearnedOptimizerOptions(OptimizeeOptions):
-    """A coordinatewise LSTM that proposes updates, trained by truncated backpropagation through its runs."""
+class LstmRuleOptions:
+    """One small LSTM for all coordinates (Andrychowicz et al. 2016)."""
 
+    name: str = required()
     layers: int = number(at_least=1)  # LSTM layers
     hidden: int = number(at_least=1)  # units of each layer
     preprocess: str = choice("none", "log_sign")  # what the LSTM sees of a gradient
@@ -29,10 +31,19 @@ class LearnedOptimizerOptions(OptimizeeOptions):
     output_scale: float = number(above=0)  # the update is this times the LSTM's output
     forget_bias: float = required()  # constant added to the forget gates
     initial: str = choice("truncated_normal", "uniform")  # of the LSTM's weights
+
+
+@register("method", "learned_optimizer", "metalearn.learned_optimizers.meta_train:MetaTraining")
+@dataclass
+class MetaTrainingOptions(OptimizeeOptions):
+    """An optimizer (`rule=NAME`) that descends the losses of its own runs."""
+
+    problems: int = number(at_least=1)  # runs side by side in a group, on one network's many starts and data
+    groups: int = number(at_least=1)  # of them, each with a problem of its own, averaged over
     unroll: int = number(at_least=1)  # optimizee steps in one meta-gradient; divides horizon
     count_last: bool = required()  # score the point after the unroll's last update too
-    second_derivatives: bool = required()  # differentiate the gradients that the LSTM sees
-    learning_rate: float = number(above=0)  # of Adam on the LSTM's weights
+    second_derivatives: bool = required()  # differentiate the gradients that the rule sees
+    learning_rate: float = number(above=0)  # of Adam on the meta-parameters
     clip: float | None = number(above=0)  # largest norm of the meta-gradient; null: none
 
 

@@ -7,7 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from metalearn.learned_optimizers.config import LearnedOptimizerOptions
+from metalearn.learned_optimizers.config import LstmRuleOptions
+from metalearn.learned_optimizers.layout import Layout
 from metalearn.learned_optimizers.preprocess import log_sign
 from metalearn.learned_optimizers.rules import UpdateRule
 from metalearn.machine import Machine
@@ -89,7 +90,7 @@ class LstmRule(UpdateRule):
     `machine.compile` fuses the LSTM's step; it is differentiated once, so that this is allowed.
     """
 
-    def __init__(self, options: LearnedOptimizerOptions, machine: Machine) -> None:
+    def __init__(self, options: LstmRuleOptions, machine: Machine) -> None:
         inputs = 2 if options.preprocess == "log_sign" else 1
         self.network = CoordinateLstm(
             inputs, options.layers, options.hidden, options.forget_bias, options.initial
@@ -97,15 +98,22 @@ class LstmRule(UpdateRule):
         self.options = options
         self.propose = machine.compile(self.network.apply)
 
-    def slots(self, theta: Float[Tensor, "..."]) -> Tree:
-        """Hidden states of zeros."""
-        return self.network.state(theta.numel(), theta)
+    def init(self, rng: torch.Generator) -> Tree:
+        """Fresh LSTM and output map."""
+        return self.network.init(rng)
 
-    def update(self, meta: Tree, inner: Inner, grads: Tree) -> Inner:
+    def slots(self, theta: Float[Tensor, "problems coordinates"], layout: Layout) -> Tree:  # noqa: ARG002
+        """Hidden states of zeros, [problems coordinates hidden]."""
+        state = self.network.state(theta.numel(), theta)
+        return {name: leaf.view(*theta.shape, -1) for name, leaf in state.items()}
+
+    def update(self, meta: Tree, inner: Inner, grads: Tree, layout: Layout) -> Inner:  # noqa: ARG002
         """Add the LSTM's output: its sign is learned."""
         theta = inner.params["theta"]
         flat = grads["theta"].reshape(-1)
         seen = self.options.preprocess == "log_sign"
         features = log_sign(flat, self.options.log_sign_p) if seen else flat.unsqueeze(1)
-        output, slots = self.propose(meta, features, inner.slots)
+        state = {name: leaf.flatten(0, 1) for name, leaf in inner.slots.items()}
+        output, state = self.propose(meta, features, state)
+        slots = {name: leaf.view(*theta.shape, -1) for name, leaf in state.items()}
         return Inner({"theta": theta + self.options.output_scale * output.view_as(theta)}, slots)

@@ -1,7 +1,7 @@
 """What learned optimizers optimize: a task and a small network as a distribution of problems."""
 
-import math
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from jaxtyping import Float
@@ -10,52 +10,49 @@ from torch.func import functional_call, grad_and_value, vmap
 
 from metalearn.hypergradient.guard import check_module
 from metalearn.learned_optimizers.config import OptimizeeOptions
+from metalearn.learned_optimizers.layout import Layout
 from metalearn.method import Context
+from metalearn.network import Network
 from metalearn.registry import UserError
 from metalearn.rng import generator
-from metalearn.task import Batch, Split
-from metalearn.tree import Tree
+from metalearn.task import Batch, Split, Task
 
-Pair = tuple[Tensor, Tensor]  # inputs and targets
 KEPT_BYTES = 2**28  # of minibatches of evaluation problems, beyond which they are drawn anew each time
+Theta = Float[Tensor, "problems coordinates"]
 
 
 class Optimizee:
-    """Problems (split, index), each over one vector theta of all coordinates in a fixed order.
+    """Numbered problems of every split, each over one vector of coordinates in a fixed order.
 
     A problem starts at Gaussian parameters. Of a supervised task it trains the network on minibatches of its
-    split, a new one each step, and scores it on them: training problems see only training data, test
-    problems only test data. Of a family of functions it is one batch of them, each with a point of its own;
-    its loss is their sum, so that a coordinate's gradient is that of its own function (the paper's form; the
-    authors' code divides by the batch). Reported losses are means over functions.
+    split, a new one each step, and scores it on them: training problems see only training data, test problems
+    only test data. Of a family of functions one number stands for a whole batch of them, each a problem with
+    a point of its own: `functions` rows of theta.
+
+    `share` multiplies gradients: 1, or one over the batch of functions (`function_gradients`).
     """
 
-    def __init__(self, options: OptimizeeOptions, context: Context) -> None:
-        if context.task.spec.kind == "few_shot":
+    def __init__(self, options: OptimizeeOptions, task: Task, network: Network, context: Context) -> None:
+        if task.spec.kind == "few_shot":
             raise UserError(
-                f"task {context.task.spec.name}: its batches are tasks to adapt to, not examples; "
+                f"task {task.spec.name}: its batches are tasks to adapt to, not examples; "
                 "choose method=maml, or a task of labelled examples or functions"
             )
-        self.options, self.task, self.seed = options, context.task, context.seed
+        check_module(network)
+        self.options, self.task, self.network, self.seed = options, task, network, context.seed
         self.device = context.machine.device
-        self.network = context.network()
-        check_module(self.network)
-        self.is_function = context.task.spec.kind == "function"
-        self.functions = len(context.task.batch("train", 0).x) if self.is_function else 1
-        front = (self.functions,) if self.is_function else ()
-        self.shapes = {name: front + leaf.shape for name, leaf in self.network.named_parameters()}
-        self.sizes = [math.prod(shape) for shape in self.shapes.values()]
-        self.coordinates = sum(self.sizes)
-        self._kept: dict[tuple[Split, int], list[Pair]] = {}
+        self.is_function = task.spec.kind == "function"
+        self.functions = len(task.batch("train", 0).x) if self.is_function else 1
+        self.share = 1 / self.functions if options.function_gradients == "mean" else 1.0
+        shapes = {name: tuple(leaf.shape) for name, leaf in network.named_parameters()}
+        self.layout = Layout(shapes, self.device)
+        self._kept: dict[tuple[Split, int], list[Batch]] = {}
         self._probe()
 
     def _probe(self) -> None:
         """Refuse a network that is no pure function of parameters and batch, before anything has trained."""
-        batches = [self.task.batch("train", index) for index in range(2)]
-        pair = torch.stack([batch.x for batch in batches]), torch.stack([batch.y for batch in batches])
-        theta = torch.stack([self.start(self.stream("train", problem)) for problem in range(2)])
         try:
-            self.losses_and_gradients(theta, pair)
+            self.losses_and_gradients(self.start("train", (0, 1)), self.batches("train", (0, 1), 0, 1)[0])
         except RuntimeError as error:
             raise UserError(
                 f"network {type(self.network).__name__}: cannot be optimized in batches of problems, for it "
@@ -63,67 +60,114 @@ class Optimizee:
                 f"convnet ({str(error).splitlines()[0]})"
             ) from error
 
-    def stream(self, split: Split, problem: int) -> torch.Generator:
-        """The randomness of a problem's start."""
-        return generator(self.seed, "optimizee", split, problem)
-
-    def start(self, rng: torch.Generator) -> Float[Tensor, " coordinates"]:
+    def start(self, split: Split, numbers: Sequence[int]) -> Theta:
         """Initial parameters."""
-        return self.options.deviation * torch.randn(self.coordinates, generator=rng).to(self.device)
+        shape = (self.functions, self.layout.coordinates)
+        drawn = [
+            torch.randn(shape[0] * shape[1], generator=generator(self.seed, "optimizee", split, number))
+            for number in numbers
+        ]
+        return self.options.deviation * torch.cat(drawn).view(-1, shape[1]).to(self.device)
 
-    def batches(self, split: Split, problem: int, first: int, count: int) -> list[Batch]:
-        """What a problem is scored on at `count` steps from `first`, of 0 to `horizon`.
+    def batches(self, split: Split, numbers: Sequence[int], first: int, count: int) -> list[Batch]:
+        """What the problems are scored on at `count` steps from `first`, of 0 to `horizon`.
 
-        No two problems share a minibatch's index; functions stay the same for the whole run.
+        x [problems, batch, ...] of a supervised task; [problems, ...] of functions, which stay the same for
+        the whole run. No two problems share a minibatch's index.
         """
         if self.is_function:
-            return [self.task.batch(split, problem)] * count
-        start = problem * (self.options.horizon + 1) + first
-        return [self.task.batch(split, index) for index in range(start, start + count)]
+            return [_joined([self.task.batch(split, number) for number in numbers], torch.cat)] * count
+        run = self.options.horizon + 1
+        return [
+            _joined([self.task.batch(split, number * run + step) for number in numbers], torch.stack)
+            for step in range(first, first + count)
+        ]
 
-    def feed(self, split: Split, problems: int) -> Iterator[Pair]:
-        """Inputs and targets [problems, ...] of the first problems of a split, for step 0 to `horizon`.
+    def feed(self, split: Split, problems: int) -> Iterator[Batch]:
+        """The batches of the first numbers of a split, for step 0 to `horizon`.
 
         Kept for the next call if they are small: tuning asks for the same ones again and again.
         """
         if (split, problems) in self._kept:
             yield from self._kept[split, problems]
             return
-        pairs: list[Pair] = []
-        pair = self._pair(split, problems, 0)
-        small = pair[0].nbytes * self.options.horizon <= KEPT_BYTES
+        kept: list[Batch] = []
+        batch = self.batches(split, range(problems), 0, 1)[0]
+        small = self.is_function or batch.x.nbytes * self.options.horizon <= KEPT_BYTES
         for step in range(self.options.horizon + 1):
             if step and not self.is_function:
-                pair = self._pair(split, problems, step)
-            if small or self.is_function:
-                pairs.append(pair)
-            yield pair
-        if pairs:
-            self._kept[split, problems] = pairs
+                batch = self.batches(split, range(problems), step, 1)[0]
+            if small:
+                kept.append(batch)
+            yield batch
+        if small:
+            self._kept[split, problems] = kept
 
-    def _pair(self, split: Split, problems: int, step: int) -> Pair:
-        found = [self.batches(split, problem, step, 1)[0] for problem in range(problems)]
-        return torch.stack([batch.x for batch in found]), torch.stack([batch.y for batch in found])
+    def total(self, theta: Theta, batch: Batch) -> Float[Tensor, ""]:
+        """`share` times the sum of the problems' losses, twice differentiable."""
+        if self.is_function:
+            return len(theta) * self.share * self._loss(theta, batch)
+        parts = [
+            self._loss(row, Batch(x, y, batch.key)) for row, x, y in zip(theta, batch.x, batch.y, strict=True)
+        ]
+        return torch.stack(parts).sum()
 
-    def loss(self, theta: Float[Tensor, " coordinates"], batch: Batch) -> Float[Tensor, ""]:
-        """The problem's loss at `theta`, summed over functions."""
-        output = functional_call(self.network, self.unflatten(theta), (batch.x,))
-        return self.functions * self.task.loss(output.logits, batch)
+    def total_and_gradient(self, theta: Theta, batch: Batch) -> tuple[Float[Tensor, ""], Theta]:
+        """`total` and its gradient, in one pass outside any graph."""
+        if not self.is_function and len(theta) > 1:
+            losses, grads = self.losses_and_gradients(theta, batch)
+            return self.share * losses.sum(), grads
+        leaf = theta.detach().requires_grad_()
+        total = self.total(leaf, batch)
+        return total.detach(), torch.autograd.grad(total, leaf)[0]
 
-    def unflatten(self, theta: Float[Tensor, " coordinates"]) -> Tree:
-        """The network's parameters by name, as views of `theta`."""
-        parts = theta.split(self.sizes)
-        return {
-            name: part.view(shape) for (name, shape), part in zip(self.shapes.items(), parts, strict=True)
-        }
-
-    def losses_and_gradients(
-        self, theta: Float[Tensor, "problems coordinates"], pair: Pair
-    ) -> tuple[Float[Tensor, " problems"], Float[Tensor, "problems coordinates"]]:
-        """Losses and gradients of several problems in one pass, outside any graph."""
+    def losses_and_gradients(self, theta: Theta, batch: Batch) -> tuple[Float[Tensor, " problems"], Theta]:
+        """Each problem's loss, and `share` times its gradient, in one pass outside any graph."""
+        if len(theta) == 1:
+            total, grad = self.total_and_gradient(theta, batch)
+            return total.view(1) / self.share, grad
+        x, y = (batch.x.unsqueeze(1), batch.y.unsqueeze(1)) if self.is_function else (batch.x, batch.y)
 
         def loss(point: Tensor, x: Tensor, y: Tensor) -> Tensor:
-            return self.loss(point, Batch(x, y, ()))
+            return self._loss(point, Batch(x, y, ()))
 
-        grads, losses = vmap(grad_and_value(loss))(theta, *pair)
-        return losses, grads
+        grads, losses = vmap(grad_and_value(loss))(theta.detach(), x, y)
+        return losses, self.share * grads if self.share != 1 else grads
+
+    def _loss(self, theta: Float[Tensor, "... coordinates"], batch: Batch) -> Float[Tensor, ""]:
+        output = functional_call(self.network, self.layout.unflatten(theta), (batch.x,))
+        return self.task.loss(output.logits, batch)
+
+
+class Family(ABC):
+    """Where the problems of meta-training and of evaluation come from."""
+
+    @abstractmethod
+    def draw(self, split: Split, run: int) -> Optimizee:
+        """What run number `run` optimizes; its own numbers are its problems."""
+
+    @abstractmethod
+    def evaluation(self, split: Split) -> list[tuple[Optimizee, int]]:
+        """What an optimizer is judged on: optimizees, and how many of each one's first numbers."""
+
+
+class Single(Family):
+    """The configured network on the configured task."""
+
+    def __init__(self, options: OptimizeeOptions, context: Context) -> None:
+        self.options = options
+        self.optimizee = Optimizee(options, context.task, context.network(), context)
+
+    def draw(self, split: Split, run: int) -> Optimizee:  # noqa: ARG002
+        """Always the same."""
+        return self.optimizee
+
+    def evaluation(self, split: Split) -> list[tuple[Optimizee, int]]:
+        """It, with all problems."""
+        count = self.options.test_problems if split == "test" else self.options.valid_problems
+        return [(self.optimizee, count)]
+
+
+def _joined(batches: Sequence[Batch], join: Callable[[list[Tensor]], Tensor]) -> Batch:
+    keys = tuple(part for batch in batches for part in batch.key)
+    return Batch(join([batch.x for batch in batches]), join([batch.y for batch in batches]), keys)

@@ -8,30 +8,32 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from metalearn.learned_optimizers.optimizees import Optimizee
+from metalearn.learned_optimizers.optimizees import Family, Optimizee
 from metalearn.learned_optimizers.rules import UpdateRule
 from metalearn.problem import Inner
 from metalearn.task import Metrics, Split
 from metalearn.tree import Tree
 
 
-def rollout(
-    rule: UpdateRule, meta: Tree, optimizee: Optimizee, split: Split
-) -> Float[Tensor, "points problems"]:
+def rollout(rule: UpdateRule, meta: Tree, family: Family, split: Split) -> Float[Tensor, "points problems"]:
     """Losses before every step and after the last, `horizon + 1` points, on all problems of a split at once.
 
-    Which problems depends on the optimizee alone, so that every rule is given the same.
+    Which problems depends on the family alone, so that every rule is given the same. Of functions the mean
+    over a batch counts as one problem.
     """
-    options = optimizee.options
-    count = options.test_problems if split == "test" else options.valid_problems
-    theta = torch.stack([optimizee.start(optimizee.stream(split, problem)) for problem in range(count)])
-    inner, curve = Inner({"theta": theta}, rule.slots(theta)), []
+    curves = [_curve(rule, meta, optimizee, split, count) for optimizee, count in family.evaluation(split)]
+    return torch.cat(curves, 1)
+
+
+def _curve(rule: UpdateRule, meta: Tree, optimizee: Optimizee, split: Split, count: int) -> Tensor:
+    theta, curve = optimizee.start(split, range(count)), []
+    inner = Inner({"theta": theta}, rule.slots(theta, optimizee.layout))
     with torch.no_grad():
-        for step, pair in enumerate(optimizee.feed(split, count)):
-            losses, grads = optimizee.losses_and_gradients(inner.params["theta"], pair)
-            curve.append(losses / optimizee.functions)
-            if step < options.horizon:
-                inner = rule.update(meta, inner, {"theta": grads})
+        for step, batch in enumerate(optimizee.feed(split, count)):
+            losses, grads = optimizee.losses_and_gradients(inner.params["theta"], batch)
+            curve.append(losses.view(count, -1).mean(1))
+            if step < optimizee.options.horizon:
+                inner = rule.update(meta, inner, {"theta": grads}, optimizee.layout)
     return torch.stack(curve)
 
 

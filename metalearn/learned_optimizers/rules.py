@@ -1,12 +1,15 @@
 """Update rules: what turns gradients into the next parameters, learned or written by hand."""
 
 from abc import ABC, abstractmethod
+from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from metalearn.inner_optimizers import adam, adam_slots, rmsprop, rmsprop_slots, sgd, sgd_slots
 from metalearn.learned_optimizers.config import TunedOptimizersOptions
+from metalearn.learned_optimizers.layout import Layout
 from metalearn.problem import Inner
 from metalearn.tree import Tree
 
@@ -14,15 +17,25 @@ NAMES = ("sgd", "momentum", "nag", "rmsprop", "adam")
 
 
 class UpdateRule(ABC):
-    """An optimizer as a pure function on `{"theta": ...}`, of any shape: it treats coordinates alike."""
+    """An optimizer as a pure function of its meta-parameters, for several problems side by side.
+
+    Parameters and gradients are `{"theta": [problems coordinates]}`; `layout` says which coordinates make up
+    a tensor. All coordinates of all problems go through the same few products.
+    """
+
+    options: Any  # the dataclass that it was built from
 
     @abstractmethod
-    def slots(self, theta: Float[Tensor, "..."]) -> Tree:
-        """Its memory before the first step."""
+    def init(self, rng: torch.Generator) -> Tree:
+        """Fresh meta-parameters, on the CPU; none for a rule written by hand."""
 
     @abstractmethod
-    def update(self, meta: Tree, inner: Inner, grads: Tree) -> Inner:
-        """One step, differentiable in all three."""
+    def slots(self, theta: Float[Tensor, "problems coordinates"], layout: Layout) -> Tree:
+        """Its memory before the first step; every leaf has the problems in front."""
+
+    @abstractmethod
+    def update(self, meta: Tree, inner: Inner, grads: Tree, layout: Layout) -> Inner:
+        """One step, differentiable in meta-parameters, place and gradients."""
 
 
 class HandRule(UpdateRule):
@@ -31,12 +44,16 @@ class HandRule(UpdateRule):
     def __init__(self, name: str, learning_rate: float, options: TunedOptimizersOptions) -> None:
         self.name, self.learning_rate, self.options = name, learning_rate, options
 
-    def slots(self, theta: Float[Tensor, "..."]) -> Tree:
-        """Zeros."""
+    def init(self, rng: torch.Generator) -> Tree:  # noqa: ARG002
+        """Nothing."""
+        return {}
+
+    def slots(self, theta: Float[Tensor, "problems coordinates"], layout: Layout) -> Tree:  # noqa: ARG002
+        """Zeros; the count of steps is one for all problems, which start together."""
         fresh = {"rmsprop": rmsprop_slots, "adam": adam_slots}.get(self.name, sgd_slots)
         return fresh({"theta": theta})
 
-    def update(self, meta: Tree, inner: Inner, grads: Tree) -> Inner:  # noqa: ARG002
+    def update(self, meta: Tree, inner: Inner, grads: Tree, layout: Layout) -> Inner:  # noqa: ARG002
         """As its namesake in `torch.optim`, without weight decay."""
         options, state = self.options, (inner.params, inner.slots, grads)
         if self.name == "adam":

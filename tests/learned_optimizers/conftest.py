@@ -15,7 +15,8 @@ from metalearn.compose import CONF
 from metalearn.config import MachineOptions, typed
 from metalearn.hypergradient.config import UnrolledOptions
 from metalearn.hypergradient.unroll import Unrolled
-from metalearn.learned_optimizers.config import LearnedOptimizerOptions, TunedOptimizersOptions
+from metalearn.learned_optimizers.config import LstmRuleOptions, MetaTrainingOptions, TunedOptimizersOptions
+from metalearn.learned_optimizers.optimizees import Optimizee
 from metalearn.machine import Machine
 from metalearn.method import Context
 from metalearn.networks import Mlp, Point
@@ -78,21 +79,28 @@ class Blobs(Task):
         return {"loss": self.loss(output, batch).detach()}
 
 
-LEARNED = LearnedOptimizerOptions(
-    name="learned_optimizer", horizon=6, deviation=0.5, valid_problems=2, test_problems=2, layers=2,
-    hidden=20, preprocess="log_sign", log_sign_p=10.0, output_scale=0.1, forget_bias=1.0,
-    initial="truncated_normal", unroll=3, count_last=False, second_derivatives=False,
+RULE = LstmRuleOptions(
+    name="lstm", layers=2, hidden=20, preprocess="log_sign", log_sign_p=10.0, output_scale=0.1,
+    forget_bias=1.0, initial="truncated_normal",
+)  # fmt: skip
+LEARNED = MetaTrainingOptions(
+    name="learned_optimizer", horizon=6, deviation=0.5, function_gradients="own", valid_problems=2,
+    test_problems=2, problems=1, groups=1, unroll=3, count_last=False, second_derivatives=False,
     learning_rate=0.01, clip=None,
 )  # fmt: skip
 TUNED = TunedOptimizersOptions(
-    name="tuned_optimizers", horizon=6, deviation=0.5, valid_problems=2, test_problems=2,
-    optimizers=["sgd", "momentum", "nag", "rmsprop", "adam"], learning_rates=[0.01, 0.1, 1.0],
+    name="tuned_optimizers", horizon=6, deviation=0.5, function_gradients="own", valid_problems=2,
+    test_problems=2, optimizers=["sgd", "momentum", "nag", "rmsprop", "adam"], learning_rates=[0.01, 0.1, 1.0],
     momentum=0.9, betas=[0.9, 0.999], alpha=0.99, epsilon=1e-8,
 )  # fmt: skip
 
 
-def learned(**changes) -> LearnedOptimizerOptions:
+def learned(**changes) -> MetaTrainingOptions:
     return dataclasses.replace(LEARNED, **changes)
+
+
+def rule(**changes) -> LstmRuleOptions:
+    return dataclasses.replace(RULE, **changes)
 
 
 def tuned(**changes) -> TunedOptimizersOptions:
@@ -113,7 +121,12 @@ def context(task: Task, steps: int = 10, seed: int = 0) -> Context:
             mlp = Mlp(MlpOptions("mlp", [5], "sigmoid", None), task.spec)
             return mlp.to(torch.get_default_dtype())
 
-    return Context(task, network, Unrolled(UnrolledOptions("unrolled", False)), machine, seed, steps)
+    estimator = Unrolled(UnrolledOptions("unrolled", False))
+    return Context(task, network, estimator, machine, seed, steps, rule=RULE)
+
+
+def optimizee(options, context: Context) -> Optimizee:
+    return Optimizee(options, context.task, context.network(), context)
 
 
 def with_estimator(task: Task, name: str, **settings) -> Context:
@@ -140,6 +153,8 @@ def kit():
         Quadratics=Quadratics,
         Blobs=Blobs,
         learned=learned,
+        rule=rule,
+        optimizee=optimizee,
         tuned=tuned,
         context=context,
         with_estimator=with_estimator,
