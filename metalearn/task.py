@@ -9,6 +9,7 @@ from jaxtyping import Float, Int, Int64, Shaped
 from torch import Generator, Tensor
 
 from metalearn.rng import Key
+from metalearn.tree import Tree
 
 Split = Literal["train", "valid", "test", "search_train", "search_valid"]
 Kind = Literal["classification", "language_model", "function", "few_shot", "handwriting", "translation"]
@@ -132,4 +133,34 @@ class Translated(Protocol):
 
     def score(self, batches: Sequence[Batch], answers: Sequence[list[int]]) -> Metrics:
         """Metrics of one answer to each source sentence of a sweep, in their order."""
+        ...
+
+
+@runtime_checkable
+class Queried(Protocol):
+    """A task whose functions are asked for their values at one point after another, to be made small.
+
+    Points lie in [0, 1]^dimension, `TaskSpec.outputs` of it. What comes may depend on what was asked before:
+    a function drawn from a process is made up as it is asked. Differentiable in the points.
+    """
+
+    most_queries: int | None  # how often a function may be asked; None: any number of times
+
+    def begin(self, batch: Batch) -> Tree:
+        """The functions of a batch, none of them asked yet."""
+        ...
+
+    def query(self, state: Tree, x: Float[Tensor, "batch dimension"]) -> tuple[Float[Tensor, " batch"], Tree]:
+        """Each function at its point, in float64, and what they are thereafter."""
+        ...
+
+
+@runtime_checkable
+class Predicted(Queried, Protocol):
+    """Queried functions whose distribution is known: a Gaussian process's."""
+
+    def predict(
+        self, state: Tree, x: Float[Tensor, "batch points dimension"]
+    ) -> tuple[Float[Tensor, "batch points"], Float[Tensor, "batch points"]]:
+        """Mean and standard deviation, > 0, of the values at points, given all that was answered."""
         ...
