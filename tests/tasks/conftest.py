@@ -24,6 +24,14 @@ SMALL = {
         "ahead=1",
     ),
     "wmt14_en_fr": ("batch=8", "evaluation_batch=20", "pieces=150", "coverage=1.0", "piece_pairs=200"),
+    "neural_art": (
+        "batch=3",
+        "side=16",
+        "features=random",
+        "thinning=16",
+        "content_layers=[conv2_1]",
+        "style_layers=[conv1_1,conv2_1]",
+    ),
     "iam": ("batch=2", "evaluation_batch=5", "split=official", "least_points=12"),
 }
 FOLDER = {"imagenet": "photographs", "iam": "pen_lines", "wmt14_en_fr": "sentence_pairs"}
@@ -56,7 +64,13 @@ def options():
 def make_fresh(request, options):
     """make_fresh(name, *overrides, seed=0, data_dir=...): a task as `metalearn train` builds it, offline."""
     embedded = (
+        "branin",
         "digits",
+        "gaussian_process",
+        "goldstein_price",
+        "hartmann3",
+        "hartmann6",
+        "neural_art",
         "pen_strokes",
         "phrases",
         "python_docs",

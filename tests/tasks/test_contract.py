@@ -18,7 +18,13 @@ from metalearn import registry
 from metalearn.task import Batch
 
 EMBEDDED = [
+    "branin",
     "digits",
+    "gaussian_process",
+    "goldstein_price",
+    "hartmann3",
+    "hartmann6",
+    "neural_art",
     "pen_strokes",
     "phrases",
     "python_docs",
