@@ -50,25 +50,25 @@ def draws(count: int, options: ImagenetOptions, rng: Generator) -> list[Draw]:
 
 def train_image(path: Path, draw: Draw, options: ImagenetOptions) -> Pixels:
     """A random box of the image, resized, mirrored or not, its colours moved."""
-    image = _opened(path)
+    image = opened(path)
     image = image.crop(random_box(image.size, draw, options.ratio))
     image = image.resize((options.side, options.side), Image.Resampling.BILINEAR)
     if draw.flip:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     for which in draw.order:
         image = _COLOURS[which](image, draw.factors[which])
-    return _pixels(image)
+    return pixels(image)
 
 
 def middle_image(path: Path, resize: int, side: int) -> Pixels:
     """The image with its shorter side resized, and the middle of that."""
-    image = _opened(path)
+    image = opened(path)
     width, height = image.size
     long = int(resize * max(width, height) / min(width, height))
     size = (resize, long) if width <= height else (long, resize)
     image = image.resize(size, Image.Resampling.BILINEAR)
     left, upper = (round((length - side) / 2.0) for length in size)
-    return _pixels(image.crop((left, upper, left + side, upper + side)))
+    return pixels(image.crop((left, upper, left + side, upper + side)))
 
 
 def random_box(size: tuple[int, int], draw: Draw, ratio: Sequence[float]) -> Box:
@@ -110,7 +110,7 @@ def _hue(image: Image.Image, turn: float) -> Image.Image:
 _COLOURS = (_brightness, _contrast, _saturation, _hue)
 
 
-def _opened(path: Path) -> Image.Image:
+def opened(path: Path) -> Image.Image:
     """The decoded image in three channels. Raises UserError."""
     try:
         with Image.open(path, formats=("JPEG", "PNG")) as image:
@@ -119,5 +119,5 @@ def _opened(path: Path) -> Image.Image:
         raise UserError(f"{path}: cannot be read as an image ({error}); put a good copy there") from None
 
 
-def _pixels(image: Image.Image) -> Pixels:
+def pixels(image: Image.Image) -> Pixels:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
