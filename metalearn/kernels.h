@@ -32,13 +32,18 @@ typedef union { float real; uint32_t bits; } pun;
 #endif
 #define C(x) ((REAL)(x))
 
-/* exp(x) for x <= 0: 2^n by its bits times the Taylor series on the rest, at most log(2)/2 in size. */
-static inline REAL exponential(REAL x) {
-    x = x < LOWEST ? LOWEST : x;
+/* 2^n by its bits and r, at most log(2)/2 in size, such that x = n log(2) + r, for LOWEST <= x <= 0. */
+static inline REAL power_and_rest(REAL x, REAL *rest) {
     pun z, power;
     z.real = x * C(1.44269504088896340736) + MAGIC;
     REAL n = z.real - MAGIC;
-    REAL r = x - n * LOG2_HIGH - n * LOG2_LOW;
+    *rest = x - n * LOG2_HIGH - n * LOG2_LOW;
+    power.bits = (z.bits << SHIFT) + BIAS;
+    return power.real;
+}
+
+/* (exp(r) - 1) / r by its Taylor series. */
+static inline REAL series(REAL r) {
 #if IS_DOUBLE(REAL)
     REAL p = C(1.0 / 6227020800.0);
     p = p * r + C(1.0 / 479001600.0);
@@ -55,8 +60,11 @@ static inline REAL exponential(REAL x) {
     p = p * r + C(1.0 / 24.0);
     p = p * r + C(1.0 / 6.0);
     p = p * r + C(0.5);
-    p = p * r + C(1.0);
-    p = p * r + C(1.0);
-    power.bits = (z.bits << SHIFT) + BIAS;
-    return p * power.real;
+    return p * r + C(1.0);
+}
+
+/* exp(x) for x <= 0. */
+static inline REAL exponential(REAL x) {
+    REAL r, power = power_and_rest(x < LOWEST ? LOWEST : x, &r);
+    return (series(r) * r + C(1.0)) * power;
 }
