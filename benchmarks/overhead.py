@@ -14,7 +14,7 @@ from benchmarks.measure import measure, report
 from metalearn.build import build
 from metalearn.cli import register_all
 from metalearn.compose import compose
-from metalearn.learned_optimizers.meta_train import LearnedOptimizer
+from metalearn.learned_optimizers.meta_train import MetaTraining
 from metalearn.task import Split
 from metalearn.train.log import Log, Watch, host
 from metalearn.train.run_directory import open_run
@@ -38,7 +38,7 @@ def contenders(recipe: str, folder: Path) -> dict[str, Callable[[], object]]:
     log.start(0, 0)
     metrics, count = method.step(0), itertools.count(1)
     splits: tuple[Split, ...] = ("search_train", "search_valid") if "darts" in recipe else ("train",)
-    reads = method.options.unroll if isinstance(method, LearnedOptimizer) else 1
+    reads = method.options.unroll if isinstance(method, MetaTraining) else 1
 
     def steps() -> None:
         for index in range(CALLS):

@@ -16,6 +16,7 @@ from metalearn.config import MachineOptions, typed
 from metalearn.hypergradient.config import UnrolledOptions
 from metalearn.hypergradient.unroll import Unrolled
 from metalearn.learned_optimizers.config import LstmRuleOptions, MetaTrainingOptions, TunedOptimizersOptions
+from metalearn.learned_optimizers.meta_train import MetaTraining
 from metalearn.learned_optimizers.optimizees import Optimizee
 from metalearn.machine import Machine
 from metalearn.method import Context
@@ -125,6 +126,13 @@ def context(task: Task, steps: int = 10, seed: int = 0) -> Context:
     return Context(task, network, estimator, machine, seed, steps, rule=RULE)
 
 
+def learner(task: Task, estimator: str | None = None, settings=None, **changes) -> MetaTraining:
+    """Meta-training of the LSTM on a task; options of the rule and of the method by their names."""
+    ours = {key: changes.pop(key) for key in [*changes] if hasattr(RULE, key)}
+    found = context(task) if estimator is None else with_estimator(task, estimator, **(settings or {}))
+    return MetaTraining(learned(**changes), found._replace(rule=rule(**ours)))
+
+
 def optimizee(options, context: Context) -> Optimizee:
     return Optimizee(options, context.task, context.network(), context)
 
@@ -155,6 +163,7 @@ def kit():
         learned=learned,
         rule=rule,
         optimizee=optimizee,
+        learner=learner,
         tuned=tuned,
         context=context,
         with_estimator=with_estimator,

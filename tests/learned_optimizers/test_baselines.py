@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from metalearn.learned_optimizers.baselines import TunedOptimizers
-from metalearn.learned_optimizers.meta_train import LearnedOptimizer
+from metalearn.learned_optimizers.meta_train import MetaTraining
 from metalearn.registry import UserError
 from metalearn.task import Batch
 
@@ -78,7 +78,7 @@ def test_the_winner_is_chosen_on_validation_problems(kit):
 @pytest.mark.parametrize("task", ["Quadratics", "Blobs"])
 def test_same_problems_as_the_learned_optimizer(kit, task):
     """Both start from the same losses, on validation and on test problems."""
-    learned = LearnedOptimizer(kit.learned(), kit.context(getattr(kit, task)()))
+    learned = MetaTraining(kit.learned(), kit.context(getattr(kit, task)()))
     tuned, _ = _tune(kit, getattr(kit, task)())
     for split in ("valid", "test"):
         learned.evaluate(split), tuned.evaluate(split)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from metalearn.learned_optimizers.layout import Layout
 from metalearn.learned_optimizers.lstm import CoordinateLstm, LstmRule
 from metalearn.problem import Inner
 from metalearn.rng import generator
@@ -86,22 +87,25 @@ def test_permuting_coordinates_permutes_the_trajectory(kit, float64, preprocess)
 
 
 def test_output_scale_scales_the_first_update(kit, float64):  # noqa: ARG001
-    theta, updates = torch.zeros(5), []
-    grads = {"theta": torch.randn(5, generator=generator(0))}
+    theta, updates = torch.zeros(1, 5), []
+    layout = Layout({"theta": (5,)}, theta.device)
+    grads = {"theta": torch.randn(1, 5, generator=generator(0))}
     for scale in (0.1, 1.0):
         rule = _rule(kit, output_scale=scale)
         meta = {key: leaf.double() for key, leaf in rule.network.init(generator(1)).items()}
-        updates.append(rule.update(meta, Inner({"theta": theta}, rule.slots(theta)), grads).params["theta"])
+        inner = Inner({"theta": theta}, rule.slots(theta, layout))
+        updates.append(rule.update(meta, inner, grads, layout).params["theta"])
     torch.testing.assert_close(10 * updates[0], updates[1])
 
 
 def _rule(kit, **changes) -> LstmRule:
-    return LstmRule(kit.learned(**changes), kit.context(kit.Blobs()).machine)
+    return LstmRule(kit.rule(**changes), kit.context(kit.Blobs()).machine)
 
 
 def _trajectory(rule, meta, theta, curvature):
-    inner, points = Inner({"theta": theta}, rule.slots(theta)), [theta]
+    layout = Layout({"theta": theta.shape}, theta.device)
+    inner, points = Inner({"theta": theta[None]}, rule.slots(theta[None], layout)), [theta]
     for _ in range(8):
-        inner = rule.update(meta, inner, {"theta": curvature * inner.params["theta"]})
-        points.append(inner.params["theta"])
+        inner = rule.update(meta, inner, {"theta": curvature * inner.params["theta"]}, layout)
+        points.append(inner.params["theta"][0])
     return torch.stack(points)

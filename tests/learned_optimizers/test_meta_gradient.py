@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from metalearn.hypergradient.base import Segment
-from metalearn.learned_optimizers.meta_train import LearnedOptimizer
 from metalearn.problem import Inner, inner_step, loss_and_gradient
 from metalearn.rng import generator
 from metalearn.tree import detach, scale, tree_map
@@ -18,19 +17,22 @@ def _method(kit, task, **changes):
     Without preprocessing on the quadratics: there the second derivatives weigh most.
     """
     seen = "none" if task == "Quadratics" else "log_sign"
-    options = kit.learned(hidden=3, output_scale=0.5, preprocess=seen, **changes)
-    method = LearnedOptimizer(options, kit.context(getattr(kit, task)()))
-    fresh = method.rule.network.init(generator("weights"))
+    method = kit.learner(getattr(kit, task)(), hidden=3, output_scale=0.5, preprocess=seen, **changes)
+    fresh = method.rule.init(generator("weights"))
     method.meta = {key: leaf.double().requires_grad_() for key, leaf in fresh.items()}
     return method
 
 
 def _start(method):
-    return method.estimator.init(method.problem, method.meta, method.optimizee.stream("train", 0))
+    return method.estimator.init(_run(method), method.meta, generator(0))
+
+
+def _run(method):
+    return method.run(0, 0)[0]
 
 
 def _estimate(method, carry, segment):
-    return method.estimator.estimate(method.problem, method.meta, carry, segment, generator(0))
+    return method.estimator.estimate(_run(method), method.meta, carry, segment, generator(0))
 
 
 def _total(method, meta, inner, segment, replayed=None):
@@ -38,22 +40,22 @@ def _total(method, meta, inner, segment, replayed=None):
     total = torch.zeros(())
     for step, batch in enumerate(segment.inner):
         if step in segment.outer:
-            total = total + method.problem.outer_loss(meta, inner.params, segment.outer[step]).detach()
+            total = total + _run(method).outer_loss(meta, inner.params, segment.outer[step]).detach()
         if replayed is None:
-            inner = inner_step(method.problem, meta, inner, batch).detach()
+            inner = inner_step(_run(method), meta, inner, batch).detach()
         else:
-            inner = method.problem.update(meta, inner, replayed[step])
+            inner = _run(method).update(meta, inner, replayed[step])
     if len(segment.inner) in segment.outer:
-        total = total + method.problem.outer_loss(meta, inner.params, segment.outer[len(segment.inner)])
+        total = total + _run(method).outer_loss(meta, inner.params, segment.outer[len(segment.inner)])
     return total.detach()
 
 
 def _record(method, inner, segment):
     recorded, meta = [], detach(method.meta)
     for batch in segment.inner:
-        _, grads = loss_and_gradient(method.problem, meta, inner.params, batch)
+        _, grads = loss_and_gradient(_run(method), meta, inner.params, batch)
         recorded.append(grads)
-        inner = method.problem.update(meta, inner, grads)
+        inner = _run(method).update(meta, inner, grads)
     return recorded
 
 
@@ -76,7 +78,7 @@ def _central_differences(function, meta, step=1e-3):
 def test_agrees_with_central_differences(kit, float64, task, second_derivatives, count_last):  # noqa: ARG001
     """Without second derivatives: those of the unroll with its gradients replayed as constants."""
     method = _method(kit, task, second_derivatives=second_derivatives, count_last=count_last)
-    carry, segment = _start(method), method.segment(0, 0)
+    carry, segment = _start(method), method.segment(_run(method), 0)
     replayed = None if second_derivatives else _record(method, carry, segment)
 
     estimate = _estimate(method, carry, segment)
@@ -93,7 +95,7 @@ def test_second_derivatives_matter_here(kit, float64):  # noqa: ARG001
     grads = []
     for second_derivatives in (False, True):
         method = _method(kit, "Quadratics", second_derivatives=second_derivatives)
-        grads.append(_estimate(method, _start(method), method.segment(0, 0)).grad["linear.weight"])
+        grads.append(_estimate(method, _start(method), method.segment(_run(method), 0)).grad["linear.weight"])
     assert (grads[0] - grads[1]).norm() > 1e-4 * grads[1].norm()  # a hundred times the tolerance above
 
 
@@ -101,7 +103,7 @@ def test_second_derivatives_matter_here(kit, float64):  # noqa: ARG001
 def test_one_point_has_no_meta_gradient(kit, float64, count_last):  # noqa: ARG001
     """phi moves theta_1 first, so that an unroll of one step teaches only if its last point counts."""
     method = _method(kit, "Quadratics")
-    batches = method.segment(0, 0).inner
+    batches = method.segment(_run(method), 0).inner
     grad = _estimate(
         method, _start(method), Segment(batches[:1], dict(enumerate(batches[: 1 + count_last])))
     ).grad
@@ -111,17 +113,17 @@ def test_one_point_has_no_meta_gradient(kit, float64, count_last):  # noqa: ARG0
 def test_the_second_unroll_knows_the_first_by_value_only(kit, float64):  # noqa: ARG001
     """Its meta-gradient is that of a run which starts at the carried values."""
     method = _method(kit, "Blobs")
-    first = _estimate(method, _start(method), method.segment(0, 0))
+    first = _estimate(method, _start(method), method.segment(_run(method), 0))
     assert not any(leaf.requires_grad for tree in first.carry for leaf in tree.values())
 
-    second = _estimate(method, first.carry, method.segment(0, 1))
+    second = _estimate(method, first.carry, method.segment(_run(method), 1))
 
     anew = Inner(*(tree_map(lambda leaf: leaf.clone(), tree) for tree in first.carry))
-    expected = _estimate(method, anew, method.segment(0, 1))
+    expected = _estimate(method, anew, method.segment(_run(method), 1))
     assert all(torch.equal(second.grad[key], leaf) for key, leaf in expected.grad.items())
     whole = Segment(
-        [*method.segment(0, 0).inner, *method.segment(0, 1).inner],
-        dict(enumerate([*method.segment(0, 0).inner, *method.segment(0, 1).inner])),
+        [*method.segment(_run(method), 0).inner, *method.segment(_run(method), 1).inner],
+        dict(enumerate([*method.segment(_run(method), 0).inner, *method.segment(_run(method), 1).inner])),
     )
     complete = _estimate(method, _start(method), whole)
     torch.testing.assert_close(complete.loss, first.loss + second.loss)
@@ -135,7 +137,7 @@ def test_a_step_of_the_method_is_adam_on_the_mean_over_functions(kit, float64): 
     method = _method(kit, "Quadratics", clip=None)
     before = {key: leaf.detach().clone() for key, leaf in method.meta.items()}
     method.optimizer = torch.optim.Adam(method.meta.values(), 0.01)
-    expected = scale(_estimate(method, _start(method), method.segment(0, 0)).grad, 1 / 4)
+    expected = scale(_estimate(method, _start(method), method.segment(_run(method), 0)).grad, 1 / 4)
     method.step(0)
     for key, leaf in method.meta.items():
         torch.testing.assert_close(leaf.grad, expected[key])

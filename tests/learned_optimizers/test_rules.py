@@ -3,11 +3,12 @@
 import pytest
 import torch
 
-from metalearn.learned_optimizers.meta_train import Run
-from metalearn.learned_optimizers.optimizees import Optimizee
+from metalearn.learned_optimizers.optimizees import Single
 from metalearn.learned_optimizers.rollout import rollout
 from metalearn.learned_optimizers.rules import NAMES, HandRule
+from metalearn.learned_optimizers.run import Run
 from metalearn.problem import inner_step
+from metalearn.rng import generator
 
 NAMESAKES = {
     "sgd": lambda theta: torch.optim.SGD([theta], 0.05),
@@ -20,10 +21,10 @@ NAMESAKES = {
 
 def _run(kit, name, task):
     """theta after five steps in the machinery of the learned optimizer, and the batches it saw."""
-    optimizee = Optimizee(kit.learned(), kit.context(task))
-    run = Run(HandRule(name, 0.05, kit.tuned()), optimizee, second_derivatives=False)
-    inner = run.init({}, optimizee.stream("train", 0))
-    start, batches = inner.params["theta"], optimizee.batches("train", 0, 0, 5)
+    optimizee = kit.optimizee(kit.learned(), kit.context(task))
+    run = Run(HandRule(name, 0.05, kit.tuned()), optimizee, "train", (0,), second_derivatives=False)
+    inner = run.init({}, generator(0))
+    start, batches = inner.params["theta"], optimizee.batches("train", (0,), 0, 5)
     for batch in batches:
         inner = inner_step(run, {}, inner, batch)
     return optimizee, start, batches, inner.params["theta"].detach()
@@ -37,7 +38,7 @@ def test_agrees_with_torch(kit, float64, name, task):  # noqa: ARG001
     optimizer = NAMESAKES[name](theta)
     for batch in batches:
         optimizer.zero_grad()
-        optimizee.loss(theta, batch).backward()
+        optimizee.total(theta, batch).backward()
         optimizer.step()
     torch.testing.assert_close(reached, theta.detach(), rtol=1e-9, atol=1e-12)
 
@@ -47,7 +48,7 @@ def test_sgd_is_sgd_bit_for_bit(kit, task):
     optimizee, theta, batches, reached = _run(kit, "sgd", getattr(kit, task)())
     for batch in batches:
         leaf = theta.detach().requires_grad_()
-        theta = theta - 0.05 * torch.autograd.grad(optimizee.loss(leaf, batch), leaf)[0]
+        theta = theta - 0.05 * torch.autograd.grad(optimizee.total(leaf, batch), leaf)[0]
     assert torch.equal(reached, theta)
 
 
@@ -58,7 +59,7 @@ def test_adam_is_adam_bit_for_bit(kit, task):
     first = second = torch.zeros_like(theta)
     for step, batch in enumerate(batches, 1):
         leaf = theta.detach().requires_grad_()
-        grad = torch.autograd.grad(optimizee.loss(leaf, batch), leaf)[0]
+        grad = torch.autograd.grad(optimizee.total(leaf, batch), leaf)[0]
         first = torch.lerp(first, grad, 1 - 0.9)
         second = 0.999 * second + (1 - 0.999) * grad * grad
         count = torch.tensor(float(step), dtype=torch.float64)
@@ -70,14 +71,15 @@ def test_adam_is_adam_bit_for_bit(kit, task):
 @pytest.mark.parametrize("name", NAMES)
 def test_problems_at_once_equal_problems_one_by_one(kit, float64, name):  # noqa: ARG001
     """The rollout's batched pass against the engine's steps, problem by problem."""
-    optimizee = Optimizee(kit.tuned(valid_problems=3), kit.context(kit.Blobs()))
+    family = Single(kit.tuned(valid_problems=3), kit.context(kit.Blobs()))
+    optimizee = family.optimizee
     rule = HandRule(name, 0.05, kit.tuned())
-    curve = rollout(rule, {}, optimizee, "valid")
-    run = Run(rule, optimizee, second_derivatives=False)
+    curve = rollout(rule, {}, family, "valid")
     for problem in range(3):
-        inner = run.init({}, optimizee.stream("valid", problem))
+        run = Run(rule, optimizee, "valid", (problem,), second_derivatives=False)
+        inner = run.init({}, generator(0))
         for step in range(7):
-            batch = optimizee.batches("valid", problem, step, 1)[0]
-            loss = optimizee.loss(inner.params["theta"], batch).detach()
+            batch = optimizee.batches("valid", (problem,), step, 1)[0]
+            loss = optimizee.total(inner.params["theta"], batch).detach()
             torch.testing.assert_close(curve[step, problem], loss)
             inner = inner_step(run, {}, inner, batch)
