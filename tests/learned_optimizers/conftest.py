@@ -91,8 +91,8 @@ LEARNED = MetaTrainingOptions(
 )  # fmt: skip
 TUNED = TunedOptimizersOptions(
     name="tuned_optimizers", horizon=6, deviation=0.5, function_gradients="own", valid_problems=2,
-    test_problems=2, optimizers=["sgd", "momentum", "nag", "rmsprop", "adam"], learning_rates=[0.01, 0.1, 1.0],
-    momentum=0.9, betas=[0.9, 0.999], alpha=0.99, epsilon=1e-8,
+    test_problems=2, optimizers=["sgd", "momentum", "nag", "rmsprop", "adam"],
+    learning_rates=[0.01, 0.1, 1.0], momentum=0.9, betas=[0.9, 0.999], alpha=0.99, epsilon=1e-8,
 )  # fmt: skip
 
 
