@@ -21,6 +21,7 @@ class ExampleOptions:
 class ImageOptions(ExampleOptions):
     """Labelled images, augmented in training."""
 
+    labels: list[int] | None = number(at_least=0)  # keep examples of these, as classes 0, 1, ...; null: all
     normalise: bool = required()  # by the channels' mean and deviation; else pixels from 0 to 1
     crop: int = number(at_least=0)  # pixels of padding before a random crop to the old size; 0: none
     flip: bool = required()  # horizontally, half of the time

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from metalearn.registry import UserError
 from metalearn.rng import Key, generator
 from metalearn.task import Batch, Metrics, Split, TaskSpec
 from tasks import augment
@@ -44,6 +45,8 @@ class Examples(Labelled):
         from tasks.readers import read
 
         data = read(options.name, data_dir, download)
+        if isinstance(options, ImageOptions) and options.labels is not None:
+            data = _only(data, options.labels)
         super().__init__(options, seed, len(data.x) - data.test, data.test, device)
         self.x, self.y, self.largest = data.x.to(device), data.y.to(device), data.largest
         shape = (1, -1) + (1,) * (data.x.dim() - 2)
@@ -94,6 +97,26 @@ class Examples(Labelled):
     def metrics(self, output: Tensor, batch: Batch) -> Metrics:
         output = output.detach()
         return {"loss": self.loss(output, batch), "error": error(output, batch.y)}
+
+
+def _only(data: Data, labels: list[int]) -> Data:
+    """The examples of some classes, in their order, renumbered 0, 1, ... as `labels` lists them.
+
+    Raises UserError.
+    """
+    known = sorted(set(data.y.tolist()))
+    if len(labels) < 2 or len(set(labels)) < len(labels) or set(labels) - set(known):
+        raise UserError(
+            f"task.labels: got {labels}, must be null or two or more of {known[0]} to {known[-1]}, each once"
+        )
+    matches = data.y[:, None] == torch.tensor(labels)
+    kept = matches.any(1)
+    return data._replace(
+        x=data.x[kept],
+        y=matches[kept].int().argmax(1),
+        test=int(kept[len(kept) - data.test :].sum()),
+        provenance=f"{data.provenance}; of it only labels {', '.join(map(str, labels))}",
+    )
 
 
 def digest(*tensors: Tensor) -> str:
