@@ -181,6 +181,26 @@ class RastriginOptions(FunctionOptions):
     ripple: float = number(at_least=0)  # the height of the ripples, A
 
 
+@register("task", "logistic_regression", "tasks.regression_functions:LogisticRegression")
+@dataclass
+class LogisticRegressionOptions(FunctionOptions):
+    """log loss on random examples on either side of a noisy hyperplane"""
+
+    examples: int = number(at_least=1)
+    bias: bool = required()  # the last coordinate of theta; the others are weights
+    noise: float = number(at_least=0)  # deviation, against 1 of what says which side an example is on
+    l2: float = number(at_least=0)  # l2/2 |weights|^2 is added
+
+
+@register("task", "lasso", "tasks.regression_functions:Lasso")
+@dataclass
+class LassoOptions(FunctionOptions):
+    """least squares with an absolute penalty: ||A theta - b||^2 / 2 + penalty |theta|_1"""
+
+    rows: int = number(at_least=1)  # of A
+    penalty: float = number(at_least=0)
+
+
 @register("task", "neural_art", "tasks.neural_art:NeuralArt")
 @dataclass
 class NeuralArtOptions:

@@ -70,6 +70,8 @@ def make_fresh(request, options):
         "goldstein_price",
         "hartmann3",
         "hartmann6",
+        "lasso",
+        "logistic_regression",
         "neural_art",
         "pen_strokes",
         "phrases",

@@ -24,6 +24,8 @@ EMBEDDED = [
     "goldstein_price",
     "hartmann3",
     "hartmann6",
+    "lasso",
+    "logistic_regression",
     "neural_art",
     "pen_strokes",
     "phrases",
