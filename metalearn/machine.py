@@ -21,10 +21,11 @@ class Machine:
 
     Precision: fp32 (full float32 products), tf32 (CUDA tensor cores on float32; the CPU knows none and
     computes as in fp32), bf16 (autocast; weights and optimizers stay float32). The settings are torch's
-    own and hold for the process: the last machine made decides.
+    own and hold for the process: the last machine made decides. A guest, in a process of the user's own,
+    leaves them as they are and joins no other processes.
     """
 
-    def __init__(self, options: MachineOptions) -> None:
+    def __init__(self, options: MachineOptions, guest: bool = False) -> None:
         available = torch.cuda.is_available()
         if options.device == "cuda" and not available:
             raise UserError(
@@ -32,15 +33,9 @@ class Machine:
             )
         self.options = options
         self.device = torch.device("cuda" if available and options.device != "cpu" else "cpu")
-        self.processes = Processes.from_environment(self.device, options.timeout)
-        torch.set_num_threads(options.threads or TORCHS_THREADS)
-        _allow_tf32(options.precision == "tf32")
-        if options.deterministic:
-            # read by cuBLAS when its first product comes; without it torch refuses products on CUDA
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(options.deterministic)
-        torch.backends.cudnn.deterministic = options.deterministic
-        torch.backends.cudnn.benchmark = not options.deterministic
+        self.processes = Processes() if guest else Processes.from_environment(self.device, options.timeout)
+        if not guest:
+            _settle(options)
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """The block in which matrix products run in bf16, or nothing in full precision."""
@@ -58,6 +53,18 @@ class Machine:
     def put(self, tensor: Tensor) -> Tensor:
         """`tensor` on the device."""
         return tensor.to(self.device)
+
+
+def _settle(options: MachineOptions) -> None:
+    """Give torch the settings of a machine."""
+    torch.set_num_threads(options.threads or TORCHS_THREADS)
+    _allow_tf32(options.precision == "tf32")
+    if options.deterministic:
+        # read by cuBLAS when its first product comes; without it torch refuses products on CUDA
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(options.deterministic)
+    torch.backends.cudnn.deterministic = options.deterministic
+    torch.backends.cudnn.benchmark = not options.deterministic
 
 
 def _allow_tf32(allow: bool) -> None:

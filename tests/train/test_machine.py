@@ -1,5 +1,6 @@
 """The machine's switches reach torch, and a later machine undoes an earlier one's."""
 
+import dataclasses
 import os
 import warnings
 
@@ -98,3 +99,11 @@ def test_compile_is_a_switch():
     compiled = machine(compile=True).compile(double)
     assert compiled is not double
     assert compiled._torchdynamo_orig_callable is double
+
+
+def test_a_guest_leaves_torch_as_it_is():
+    options = machine(threads=2, deterministic=True, precision="tf32").options
+    Machine(dataclasses.replace(options, threads=1, deterministic=False, precision="fp32"), guest=True)
+    assert torch.get_num_threads() == 2
+    assert torch.are_deterministic_algorithms_enabled()
+    assert torch.backends.cuda.matmul.allow_tf32
