@@ -63,6 +63,51 @@ def adam(
     return Inner(moved, _named("first", first) | _named("second", second) | {"steps": steps})
 
 
+def adamw(
+    params: Tree,
+    slots: Tree,
+    grads: Tree,
+    learning_rate: float | Tensor,
+    betas: tuple[float, float],
+    epsilon: float,
+    weight_decay: float,
+) -> Inner:
+    """Adam as `torch.optim.AdamW` (weight decay shrinks the parameters); slots as `adam_slots`."""
+    shrunk = {key: leaf * (1 - learning_rate * weight_decay) for key, leaf in params.items()}
+    return adam(shrunk, slots, grads, learning_rate, betas, epsilon, weight_decay=0.0)
+
+
+def nadam_slots(params: Tree) -> Tree:
+    """As Adam's, and the product of the momenta so far."""
+    return adam_slots(params) | {"momenta": _no_steps(params) + 1}
+
+
+def nadam(
+    params: Tree,
+    slots: Tree,
+    grads: Tree,
+    learning_rate: float | Tensor,
+    betas: tuple[float, float],
+    epsilon: float,
+    momentum_decay: float,
+) -> Inner:
+    """Adam with Nesterov's momentum, as `torch.optim.NAdam` without weight decay (Dozat 2016)."""
+    steps = slots["steps"] + 1
+    here, ahead = (betas[0] * (1 - 0.5 * 0.96 ** (at * momentum_decay)) for at in (steps, steps + 1))
+    momenta = slots["momenta"] * here
+    first = {key: torch.lerp(slots[f"first/{key}"], grad, 1 - betas[0]) for key, grad in grads.items()}
+    second = _mean_square(slots, "second", grads, betas[1])
+    correction = (1 - betas[1] ** steps).sqrt()
+    of_grad, of_first = (1 - here) / (1 - momenta), ahead / (1 - momenta * ahead)
+    moved = {}
+    for key, leaf in params.items():
+        direction = of_grad * grads[key] + of_first * first[key]
+        step = learning_rate * direction / (safe_sqrt(second[key]) / correction + epsilon)
+        moved[key] = leaf - step.to(leaf.dtype)
+    memory = _named("first", first) | _named("second", second)
+    return Inner(moved, memory | {"steps": steps, "momenta": momenta})
+
+
 def rmsprop_slots(params: Tree) -> Tree:
     """A zero mean square for each parameter."""
     return _zeros(params, "second")

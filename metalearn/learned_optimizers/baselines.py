@@ -1,5 +1,6 @@
 """The controls of learned optimizers: hand-written ones, their learning rates tuned over one grid."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -96,8 +97,17 @@ class TunedOptimizers(Method):
             "best": {name: rates[place] for name, place in self.best().items()},
             "edge_of_grid": [name for name, place in self.best().items() if self._at_edge(place)],
             "winner": self.winner(),
+            "budget": self._budget(),
+            "options": dataclasses.asdict(self.options),
+            "task": self.family.optimizee.task.spec.name,
         }
         (folder / "tuning.json").write_text(json.dumps(record, indent=1) + "\n")
+
+    def _budget(self) -> dict[str, int]:
+        """What tuning costs: rollouts, each of all validation problems, and steps of one problem in all."""
+        rollouts = self.final.numel()
+        steps = rollouts * self.options.valid_problems * self.options.horizon
+        return {"rollouts": rollouts, "optimizee_steps": steps}
 
     def _at_edge(self, place: int) -> bool:
         return place in (0, len(self.options.learning_rates) - 1)

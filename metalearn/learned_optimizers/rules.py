@@ -7,13 +7,24 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from metalearn.inner_optimizers import adam, adam_slots, rmsprop, rmsprop_slots, sgd, sgd_slots
+from metalearn.inner_optimizers import (
+    adam,
+    adam_slots,
+    adamw,
+    nadam,
+    nadam_slots,
+    rmsprop,
+    rmsprop_slots,
+    sgd,
+    sgd_slots,
+)
 from metalearn.learned_optimizers.config import TunedOptimizersOptions
 from metalearn.learned_optimizers.layout import Layout
 from metalearn.problem import Inner
 from metalearn.tree import Tree
 
-NAMES = ("sgd", "momentum", "nag", "rmsprop", "adam")
+NAMES = ("sgd", "momentum", "nag", "rmsprop", "adam", "adamw", "nadam")
+SLOTS = {"rmsprop": rmsprop_slots, "adam": adam_slots, "adamw": adam_slots, "nadam": nadam_slots}
 
 
 class UpdateRule(ABC):
@@ -50,15 +61,19 @@ class HandRule(UpdateRule):
 
     def slots(self, theta: Float[Tensor, "problems coordinates"], layout: Layout) -> Tree:  # noqa: ARG002
         """Zeros; the count of steps is one for all problems, which start together."""
-        fresh = {"rmsprop": rmsprop_slots, "adam": adam_slots}.get(self.name, sgd_slots)
-        return fresh({"theta": theta})
+        return SLOTS.get(self.name, sgd_slots)({"theta": theta})
 
     def update(self, meta: Tree, inner: Inner, grads: Tree, layout: Layout) -> Inner:  # noqa: ARG002
-        """As its namesake in `torch.optim`, without weight decay."""
+        """As its namesake in `torch.optim`; only adamw has weight decay."""
         options, state = self.options, (inner.params, inner.slots, grads)
-        if self.name == "adam":
+        if self.name in ("adam", "adamw", "nadam"):
             first, second = options.betas
-            return adam(*state, self.learning_rate, (first, second), options.epsilon, weight_decay=0.0)
+            settings = (self.learning_rate, (first, second), options.epsilon)
+            if self.name == "nadam":
+                return nadam(*state, *settings, options.momentum_decay)
+            if self.name == "adamw":
+                return adamw(*state, *settings, options.weight_decay)
+            return adam(*state, *settings, weight_decay=0.0)
         if self.name == "rmsprop":
             return rmsprop(*state, self.learning_rate, options.alpha, options.epsilon, weight_decay=0.0)
         momentum = 0.0 if self.name == "sgd" else options.momentum

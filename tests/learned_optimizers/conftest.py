@@ -82,7 +82,7 @@ class Blobs(Task):
 
 RULE = LstmRuleOptions(
     name="lstm", layers=2, hidden=20, preprocess="log_sign", log_sign_p=10.0, output_scale=0.1,
-    forget_bias=1.0, initial="truncated_normal",
+    forget_bias=1.0, initial="truncated_normal", averaging=0, groups="single",
 )  # fmt: skip
 LEARNED = MetaTrainingOptions(
     name="learned_optimizer", horizon=6, deviation=0.5, function_gradients="own", valid_problems=2,
@@ -93,6 +93,7 @@ TUNED = TunedOptimizersOptions(
     name="tuned_optimizers", horizon=6, deviation=0.5, function_gradients="own", valid_problems=2,
     test_problems=2, optimizers=["sgd", "momentum", "nag", "rmsprop", "adam"],
     learning_rates=[0.01, 0.1, 1.0], momentum=0.9, betas=[0.9, 0.999], alpha=0.99, epsilon=1e-8,
+    weight_decay=0.01, momentum_decay=0.004,
 )  # fmt: skip
 
 

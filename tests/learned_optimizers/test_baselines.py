@@ -115,11 +115,12 @@ def test_artifacts(kit, tmp_path):
     assert curves["series"]["adam"][-1] == pytest.approx(final)
     tuning = json.loads((tmp_path / "tuning.json").read_text())
     assert tuning["best"]["adam"] in method.options.learning_rates
+    assert tuning["budget"] == {"rollouts": 15, "optimizee_steps": 15 * 2 * 6}
     assert all(math.isfinite(x) for x in tuning["final_validation_loss"]["adam"])
 
 
 MISTAKES = [
-    ({"optimizers": ["adagrad"]}, 3, "must be one or more of: sgd, momentum, nag, rmsprop, adam"),
+    ({"optimizers": ["adagrad"]}, 3, "must be one or more of: sgd, momentum, nag, rmsprop, adam, adamw"),
     ({"learning_rates": [0.1, 0.01]}, 10, "positive and ascending"),
     ({"betas": [0.9]}, 15, "two numbers"),
     ({}, 14, "set train.steps=15"),

@@ -16,6 +16,8 @@ NAMESAKES = {
     "nag": lambda theta: torch.optim.SGD([theta], 0.05, momentum=0.9, nesterov=True),
     "rmsprop": lambda theta: torch.optim.RMSprop([theta], 0.05, alpha=0.99, eps=1e-8),
     "adam": lambda theta: torch.optim.Adam([theta], 0.05, betas=(0.9, 0.999), eps=1e-8),
+    "adamw": lambda theta: torch.optim.AdamW([theta], 0.05, (0.9, 0.999), eps=1e-8, weight_decay=0.01),
+    "nadam": lambda theta: torch.optim.NAdam([theta], 0.05, (0.9, 0.999), eps=1e-8, momentum_decay=0.004),
 }
 
 
