@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from metalearn.learned_optimizers import budget, controls, stored
@@ -68,7 +67,7 @@ class AppliedOptimizer(Method):
         """Nothing: all is given by the options."""
         return {}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: ARG002
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Nothing to take up."""
 
     def artifacts(self, folder: Path) -> None:

@@ -36,8 +36,8 @@ def _record(folder: Path) -> dict[str, Any]:
         if place.exists():
             return json.loads(place.read_text("utf-8"))
     raise UserError(
-        f"method.controls: got {folder}, where there is no artifacts/tuning.json; give the run directory of a "
-        "finished run of method=tuned_optimizers, or null"
+        f"method.controls: got {folder}, where there is no artifacts/tuning.json; give the run directory of "
+        "a finished run of method=tuned_optimizers, or null"
     )
 
 
