@@ -60,6 +60,31 @@ class Batched(Protocol):
         """`inner_loss` and its gradient by the parameters, outside any graph."""
         ...
 
+    def score_and_gradients(self, params: Tree, batch: Batch) -> tuple[Float[Tensor, ""], Tree, Tree]:
+        """`outer_loss`, its gradient by the parameters and that of `inner_loss`, in one such pass."""
+        ...
+
+
+@runtime_checkable
+class SideBySide(Protocol):
+    """A problem of which many runs, under meta-parameters of their own, are one pass.
+
+    Every leaf of parameters, slots and gradients has the particles in front, [particles problems ...], those
+    of meta-parameters particles and lanes.
+    """
+
+    lanes: int  # meta-parameters of one particle: 1 for all problems, or one for each; 0: refuses
+
+    def scores_and_gradients(
+        self, params: Tree, batch: Batch
+    ) -> tuple[Float[Tensor, "particles lanes"], Tree]:
+        """`outer_loss` of each lane, and the gradients of `inner_loss`, outside any graph."""
+        ...
+
+    def updates(self, metas: Tree, inner: Inner, grads: Tree) -> Inner:
+        """`update` of all particles."""
+        ...
+
 
 def loss_and_gradient(
     problem: Problem, meta: Tree, params: Tree, batch: Batch, create_graph: bool = False
@@ -76,6 +101,23 @@ def loss_and_gradient(
         params = require_grad(params)
     loss = problem.inner_loss(meta, params, batch)
     return loss, gradient(loss, params, create_graph=create_graph)
+
+
+def visit(
+    problem: Problem, meta: Tree, params: Tree, batch: Batch, scored: Batch | None
+) -> tuple[Float[Tensor, ""] | None, Tree]:
+    """`outer_loss` on `scored`, None without it, and the gradient of `inner_loss` on `batch`, without a graph.
+
+    One pass serves both where one can.
+    """
+    if scored is batch and isinstance(problem, Batched):
+        score, _, grads = problem.score_and_gradients(params, batch)
+        return score, grads
+    loss, grads = loss_and_gradient(problem, meta, params, batch)
+    if scored is None:
+        return None, grads
+    shared = problem.shared_loss and scored is batch
+    return (loss if shared else problem.outer_loss(meta, params, scored)).detach(), grads
 
 
 def inner_step(problem: Problem, meta: Tree, inner: Inner, batch: Batch, create_graph: bool = False) -> Inner:

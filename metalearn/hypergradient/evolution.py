@@ -4,9 +4,11 @@ from collections.abc import Iterator
 
 import torch
 
+from metalearn.hypergradient import side_by_side
 from metalearn.hypergradient.base import Estimate, HyperGradient, Segment, check_segment
 from metalearn.hypergradient.config import EvolutionOptions
 from metalearn.hypergradient.particles import Contrast, mean_gradient, perturbation, play
+from metalearn.hypergradient.side_by_side import lanes_of
 from metalearn.problem import Inner, Problem
 from metalearn.tree import Tree, add, detach
 
@@ -27,7 +29,8 @@ class Evolution(HyperGradient):
     The inner run is not differentiated, so losses may jump; `problem.second_derivatives` has no say, as
     values hold every effect. The carry goes on by value under the unperturbed meta-parameters: a run
     longer than a segment is truncated, with its bias (`Pes` has none). Cost: 2 N + 1 plain inner runs, the
-    one for carry and loss; the memory of one step's gradient.
+    one for carry and loss; the memory of one step's gradient. Where `SideBySide` problems have them all in
+    one pass, and perhaps a perturbation for each part, the memory is that of all.
     """
 
     differentiates_twice = False
@@ -45,10 +48,28 @@ class Evolution(HyperGradient):
         """The hypergradient over the segment; loss and carry are those of the unperturbed run."""
         check_segment(segment)
         meta = detach(meta)
+        if lanes_of(problem):
+            return self._side_by_side(problem, meta, carry, segment, rng)
         loss, end = play(problem, meta, carry, segment)
         contrasts = self._contrasts(problem, meta, carry, segment, rng)
-        grad, metrics = mean_gradient(contrasts, meta, self.deviation)
+        grad, metrics = mean_gradient((each.gradient(self.deviation) for each in contrasts), meta)
         return Estimate(grad, loss, end, metrics)
+
+    def _side_by_side(
+        self, problem: Problem, meta: Tree, carry: Inner, segment: Segment, rng: torch.Generator
+    ) -> Estimate:
+        """All runs in one pass, the unperturbed one last."""
+        noise = side_by_side.perturbations(meta, self.pairs, lanes_of(problem), self.deviation, rng)
+        metas = {
+            key: torch.cat([leaf, meta[key].expand_as(leaf[:1])])
+            for key, leaf in side_by_side.opposite(meta, noise).items()
+        }
+        start = side_by_side.repeated(carry, 2 * self.pairs + 1)
+        totals, ends = side_by_side.play(problem, metas, start, segment)
+        grads = side_by_side.gradients(noise, totals[:-1], self.deviation)
+        grad, metrics = mean_gradient(grads, meta)
+        end = Inner(*({key: leaf[-1].clone() for key, leaf in tree.items()} for tree in ends))
+        return Estimate(grad, totals[-1].sum(), end, metrics)
 
     def _contrasts(
         self, problem: Problem, meta: Tree, carry: Inner, segment: Segment, rng: torch.Generator

@@ -27,7 +27,7 @@ def run(problem: Problem, meta: Tree, inner: Inner, segment: Segment) -> tuple[l
         inner = problem.update(meta, inner, grads)
     last = segment.outer.get(len(segment.inner))
     if last is not None:
-        losses.append(problem.outer_loss(meta, inner.params, last))
+        losses.append(_last(problem, meta, inner.params, last))
     return losses, inner
 
 
@@ -45,6 +45,9 @@ def _visit(
         loss, grads = loss_and_gradient(problem, meta, params, batch, create_graph=True)
         if check:
             check_twice_differentiable(loss, params)
+    elif scored is batch and isinstance(problem, Batched):
+        loss, slopes, grads = problem.score_and_gradients(params, batch)
+        return [_followed(loss, slopes, params)], grads
     elif shared:
         loss, grads = _injected(problem, meta, params, batch)
     else:
@@ -59,9 +62,6 @@ def _injected(problem: Problem, meta: Tree, params: Tree, batch: Batch) -> tuple
 
     The value is the loss; backward gives what the loss would, without its graph, which is freed here.
     """
-    if isinstance(problem, Batched):
-        loss, grads = problem.value_and_gradient(params, batch)
-        return sum((_linear(grads[key], leaf) for key, leaf in params.items()), loss), grads
     copies = require_grad(params)
     entries = [*params.values(), *(leaf for leaf in meta.values() if leaf.requires_grad)]
     leaves = [*copies.values(), *entries[len(params) :]]
@@ -77,6 +77,19 @@ def _injected(problem: Problem, meta: Tree, params: Tree, batch: Batch) -> tuple
         for (key, leaf), slope in zip(params.items(), slopes, strict=False)
     }
     return sum(linear, loss.detach()), grads
+
+
+def _last(problem: Problem, meta: Tree, params: Tree, batch: Batch) -> Tensor:
+    """The outer loss at the end of a segment."""
+    if problem.second_derivatives or not isinstance(problem, Batched):
+        return problem.outer_loss(meta, params, batch)
+    loss, slopes, _ = problem.score_and_gradients(params, batch)
+    return _followed(loss, slopes, params)
+
+
+def _followed(loss: Tensor, slopes: Tree, params: Tree) -> Tensor:
+    """`loss`, with `slopes` as its gradient by `params`."""
+    return sum((_linear(slopes[key], leaf) for key, leaf in params.items()), loss)
 
 
 def _linear(slope: Tensor, entry: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from metalearn.hypergradient.base import Carry, Segment, check_segment
-from metalearn.problem import Inner, Problem, loss_and_gradient
+from metalearn.problem import Inner, Problem, visit
 from metalearn.task import Metrics
 from metalearn.tree import Tree, add, detach, norm, scale, zeros_like
 
@@ -27,6 +27,13 @@ class Particles(NamedTuple):
     pairs: tuple[Pair, ...]
 
 
+class Swarm(NamedTuple):
+    """The same with all runs in one pass: those under positive perturbations, then their opposites."""
+
+    inner: Inner  # [particles problems ...]
+    perturbation: Tree  # [pairs lanes ...], as that of `Pair`
+
+
 def play(problem: Problem, meta: Tree, inner: Inner, segment: Segment) -> tuple[Float[Tensor, ""], Inner]:
     """The sum of outer losses over a segment (0 without any) and the run's end; no graph lasts over a step.
 
@@ -37,11 +44,9 @@ def play(problem: Problem, meta: Tree, inner: Inner, segment: Segment) -> tuple[
         check_segment(segment)
     meta, inner, losses = detach(meta), inner.detach(), []
     for step, batch in enumerate(segment.inner):
-        scored = segment.outer.get(step)
-        loss, grads = loss_and_gradient(problem, meta, inner.params, batch)
-        if scored is not None:
-            shared = problem.shared_loss and scored is batch
-            losses.append((loss if shared else problem.outer_loss(meta, inner.params, scored)).detach())
+        score, grads = visit(problem, meta, inner.params, batch, segment.outer.get(step))
+        if score is not None:
+            losses.append(score)
         inner = problem.update(meta, inner, grads).detach()
     last = segment.outer.get(len(segment.inner))
     if last is not None:
@@ -69,15 +74,14 @@ class Contrast(NamedTuple):
         return scale(self.direction, (self.positive - self.negative) / (2 * deviation**2))
 
 
-def mean_gradient(contrasts: Iterable[Contrast], meta: Tree, deviation: float) -> tuple[Tree, Metrics]:
+def mean_gradient(grads: Iterable[Tree], meta: Tree) -> tuple[Tree, Metrics]:
     """The mean over pairs; from two pairs on, its standard error as a share of its norm.
 
     `hypergradient/spread` is the root of the summed variances of the mean's entries over the mean's norm: 0
     where every pair says zero, near 1 where the mean is little but noise, which its norm then measures.
     """
     total, squares = zeros_like(meta), []
-    for contrast in contrasts:
-        grad = contrast.gradient(deviation)
+    for grad in grads:
         total = add(total, grad)
         squares.append(norm(grad) ** 2)
     count = len(squares)
@@ -90,9 +94,11 @@ def mean_gradient(contrasts: Iterable[Contrast], meta: Tree, deviation: float) -
 
 
 def to_state(carry: Carry) -> dict[str, Any]:
-    """A carry, `Inner` or `Particles`, in plain containers of tensors, for a checkpoint."""
+    """A carry, `Inner`, `Particles` or `Swarm`, in plain containers of tensors, for a checkpoint."""
     if isinstance(carry, Particles):
         return {"pairs": [_pair_state(pair) for pair in carry.pairs]}
+    if isinstance(carry, Swarm):
+        return {"swarm": to_state(carry.inner), "perturbation": carry.perturbation}
     return {"params": carry.params, "slots": carry.slots}
 
 
@@ -105,6 +111,8 @@ def from_state(state: dict[str, Any], put: Callable[[Tensor], Tensor]) -> Carry:
     def inner(place: dict[str, Tree]) -> Inner:
         return Inner(tree(place["params"]), tree(place["slots"]))
 
+    if "swarm" in state:
+        return Swarm(inner(state["swarm"]), tree(state["perturbation"]))
     if "pairs" not in state:
         return inner(state)
     return Particles(

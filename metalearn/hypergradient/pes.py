@@ -8,10 +8,13 @@ from metalearn.hypergradient.particles import (
     Contrast,
     Pair,
     Particles,
+    Swarm,
     mean_gradient,
     perturbation,
     play,
 )
+from metalearn.hypergradient.side_by_side import gathered, gradients, lanes_of, opposite, perturbations
+from metalearn.hypergradient.side_by_side import play as play_all
 from metalearn.problem import Inner, Problem
 from metalearn.tree import Tree, add, detach, zeros_like
 
@@ -33,8 +36,10 @@ class Pes(HyperGradient):
     estimate's own grows with it; it falls as 1 / N, and depends on the number of meta-parameters and on
     rounding as that of `Evolution`. The start of a run counts as a constant.
 
-    Cost: 2 N plain inner runs a segment, one after the other, so that any problem will do; 2 N inner states
-    and N trees like meta are kept. Both runs of a pair see the same batches and noise.
+    Cost: 2 N plain inner runs a segment, one after the other, so that any problem will do, or in one pass of
+    a problem that is `SideBySide`; 2 N inner states and N trees like meta are kept. Both runs of a pair see
+    the same batches and noise. Where a problem is a sum of parts with a perturbation each, every part's
+    loss meets its own xi only: the parts' noise averages out.
     """
 
     differentiates_twice = False
@@ -42,12 +47,18 @@ class Pes(HyperGradient):
     def __init__(self, options: PesOptions) -> None:
         self.pairs, self.deviation = options.pairs, options.deviation
 
-    def init(self, problem: Problem, meta: Tree, rng: torch.Generator) -> Particles:
+    def init(self, problem: Problem, meta: Tree, rng: torch.Generator) -> Particles | Swarm:
         """All particles at one fresh inner run, none perturbed yet."""
-        return self._gather(problem.init(meta, rng), meta)
+        inner, lanes = problem.init(meta, rng), lanes_of(problem)
+        return gathered(inner, meta, self.pairs, lanes) if lanes else self._gather(inner, meta)
 
     def estimate(
-        self, problem: Problem, meta: Tree, carry: Particles | Inner, segment: Segment, rng: torch.Generator
+        self,
+        problem: Problem,
+        meta: Tree,
+        carry: Particles | Swarm | Inner,
+        segment: Segment,
+        rng: torch.Generator,
     ) -> Estimate:
         """This segment's share of the run's hypergradient; the loss is the mean over particles.
 
@@ -55,6 +66,8 @@ class Pes(HyperGradient):
         a run that starts there.
         """
         meta = detach(meta)
+        if lanes_of(problem):
+            return self._side_by_side(problem, meta, carry, segment, rng)
         particles = self._gather(carry, meta) if isinstance(carry, Inner) else carry
         contrasts, moved = [], []
         for pair in particles.pairs:
@@ -63,9 +76,20 @@ class Pes(HyperGradient):
             negative, behind = play(problem, add(meta, noise, -1.0), pair.negative, segment)
             moved.append(Pair(ahead, behind, add(pair.perturbation, noise)))
             contrasts.append(Contrast(moved[-1].perturbation, positive, negative))
-        grad, metrics = mean_gradient(contrasts, meta, self.deviation)
+        grad, metrics = mean_gradient((each.gradient(self.deviation) for each in contrasts), meta)
         losses = torch.stack([(contrast.positive + contrast.negative) / 2 for contrast in contrasts])
         return Estimate(grad, losses.mean(), Particles(tuple(moved)), metrics)
+
+    def _side_by_side(
+        self, problem: Problem, meta: Tree, carry: Swarm | Inner, segment: Segment, rng: torch.Generator
+    ) -> Estimate:
+        lanes = lanes_of(problem)
+        swarm = gathered(carry, meta, self.pairs, lanes) if isinstance(carry, Inner) else carry
+        noise = perturbations(meta, self.pairs, lanes, self.deviation, rng)
+        totals, inner = play_all(problem, opposite(meta, noise), swarm.inner, segment)
+        moved = Swarm(inner, add(swarm.perturbation, noise))
+        grad, metrics = mean_gradient(gradients(moved.perturbation, totals, self.deviation), meta)
+        return Estimate(grad, totals.sum(1).mean(), moved, metrics)
 
     def _gather(self, inner: Inner, meta: Tree) -> Particles:
         start = inner.detach()

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from metalearn.hypergradient.base import Segment, check_segment, pull_back
 from metalearn.hypergradient.inner_run import run
-from metalearn.problem import Inner, Problem, loss_and_gradient
+from metalearn.problem import Inner, Problem, visit
 from metalearn.registry import UserError
 from metalearn.tree import Tree, detach, require_grad
 
@@ -108,11 +108,9 @@ def _values(problem: Problem, meta: Tree, inner: Inner, segment: Segment) -> tup
     """What `run` computes, step by step without a graph; the end requires grad where `run`'s would."""
     fixed, losses = detach(meta), []
     for step, batch in enumerate(segment.inner):
-        params, scored = detach(inner.params), segment.outer.get(step)
-        loss, grads = loss_and_gradient(problem, fixed, params, batch)
-        if scored is not None:
-            shared = problem.shared_loss and scored is batch
-            losses.append((loss if shared else problem.outer_loss(fixed, params, scored)).detach())
+        score, grads = visit(problem, fixed, detach(inner.params), batch, segment.outer.get(step))
+        if score is not None:
+            losses.append(score)
         after = problem.update(meta, inner, require_grad(grads) if problem.second_derivatives else grads)
         inner = Inner(
             *({key: _marked(leaf, leaf.requires_grad) for key, leaf in tree.items()} for tree in after)

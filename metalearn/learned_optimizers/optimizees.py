@@ -13,9 +13,9 @@ from metalearn.learned_optimizers.config import OptimizeeOptions
 from metalearn.learned_optimizers.layout import Layout
 from metalearn.method import Context
 from metalearn.network import Network
-from metalearn.registry import UserError
+from metalearn.registry import UserError, build
 from metalearn.rng import generator
-from metalearn.task import Batch, Split, Task
+from metalearn.task import Batch, Split, Task, TaskSpec
 
 KEPT_BYTES = 2**28  # of minibatches of evaluation problems, beyond which they are drawn anew each time
 Theta = Float[Tensor, "problems coordinates"]
@@ -29,17 +29,23 @@ class Optimizee:
     only test data. Of a family of functions one number stands for a whole batch of them, each a problem with
     a point of its own: `functions` rows of theta.
 
-    `share` multiplies gradients: 1, or one over the batch of functions (`function_gradients`).
+    `share` multiplies gradients: 1, or one over the batch of functions (`function_gradients`). Its number 0
+    is the number `first` of its kind, so that several optimizees on one task share neither starts nor data.
     """
 
-    def __init__(self, options: OptimizeeOptions, task: Task, network: Network, context: Context) -> None:
+    kept_bytes = KEPT_BYTES
+
+    def __init__(
+        self, options: OptimizeeOptions, task: Task, network: Network, context: Context, first: int = 0
+    ) -> None:
         if task.spec.kind == "few_shot":
             raise UserError(
                 f"task {task.spec.name}: its batches are tasks to adapt to, not examples; "
                 "choose method=maml, or a task of labelled examples or functions"
             )
         check_module(network)
-        self.options, self.task, self.network, self.seed = options, task, network, context.seed
+        self.options, self.task, self.network = options, task, network
+        self.seed, self.first = context.seed, first
         self.device = context.machine.device
         self.is_function = task.spec.kind == "function"
         self.functions = len(task.batch("train", 0).x) if self.is_function else 1
@@ -65,7 +71,7 @@ class Optimizee:
         shape = (self.functions, self.layout.coordinates)
         drawn = [
             torch.randn(shape[0] * shape[1], generator=generator(self.seed, "optimizee", split, number))
-            for number in numbers
+            for number in self._own(numbers)
         ]
         return self.options.deviation * torch.cat(drawn).view(-1, shape[1]).to(self.device)
 
@@ -76,12 +82,18 @@ class Optimizee:
         the whole run. No two problems share a minibatch's index.
         """
         if self.is_function:
-            return [_joined([self.task.batch(split, number) for number in numbers], torch.cat)] * count
+            drawn = [self.task.batch(split, number) for number in self._own(numbers)]
+            return [_joined(drawn, torch.cat)] * count
         run = self.options.horizon + 1
         return [
-            _joined([self.task.batch(split, number * run + step) for number in numbers], torch.stack)
+            _joined(
+                [self.task.batch(split, number * run + step) for number in self._own(numbers)], torch.stack
+            )
             for step in range(first, first + count)
         ]
+
+    def _own(self, numbers: Sequence[int]) -> list[int]:
+        return [self.first + number for number in numbers]
 
     def feed(self, split: Split, problems: int) -> Iterator[Batch]:
         """The batches of the first numbers of a split, for step 0 to `horizon`.
@@ -93,7 +105,7 @@ class Optimizee:
             return
         kept: list[Batch] = []
         batch = self.batches(split, range(problems), 0, 1)[0]
-        small = self.is_function or batch.x.nbytes * self.options.horizon <= KEPT_BYTES
+        small = self.is_function or batch.x.nbytes * self.options.horizon <= self.kept_bytes
         for step in range(self.options.horizon + 1):
             if step and not self.is_function:
                 batch = self.batches(split, range(problems), step, 1)[0]
@@ -107,10 +119,12 @@ class Optimizee:
         """`share` times the sum of the problems' losses, twice differentiable."""
         if self.is_function:
             return len(theta) * self.share * self._loss(theta, batch)
-        parts = [
-            self._loss(row, Batch(x, y, batch.key)) for row, x, y in zip(theta, batch.x, batch.y, strict=True)
-        ]
-        return torch.stack(parts).sum()
+        return self.losses(theta, batch).sum()
+
+    def losses(self, theta: Theta, batch: Batch) -> Float[Tensor, " problems"]:
+        """Each problem's loss, one after the other, twice differentiable."""
+        parts = zip(theta, *self._parts(batch), strict=True)
+        return torch.stack([self._loss(row, Batch(*pair, batch.key)) for row, *pair in parts])
 
     def total_and_gradient(self, theta: Theta, batch: Batch) -> tuple[Float[Tensor, ""], Theta]:
         """`total` and its gradient, in one pass outside any graph."""
@@ -126,13 +140,23 @@ class Optimizee:
         if len(theta) == 1:
             total, grad = self.total_and_gradient(theta, batch)
             return total.view(1) / self.share, grad
-        x, y = (batch.x.unsqueeze(1), batch.y.unsqueeze(1)) if self.is_function else (batch.x, batch.y)
-
-        def loss(point: Tensor, x: Tensor, y: Tensor) -> Tensor:
-            return self._loss(point, Batch(x, y, ()))
-
-        grads, losses = vmap(grad_and_value(loss))(theta.detach(), x, y)
+        grads, losses = vmap(grad_and_value(self._loss_of_one))(theta.detach(), *self._parts(batch))
         return losses, self.share * grads if self.share != 1 else grads
+
+    def of_particles(
+        self, theta: Float[Tensor, "particles problems coordinates"], batch: Batch
+    ) -> tuple[Float[Tensor, "particles problems"], Float[Tensor, "particles problems coordinates"]]:
+        """`losses_and_gradients` of many points of each problem, which see the same batch."""
+        of_problems = vmap(grad_and_value(self._loss_of_one))
+        grads, losses = vmap(of_problems, (0, None, None))(theta.detach(), *self._parts(batch))
+        return losses, self.share * grads if self.share != 1 else grads
+
+    def _parts(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """x and y with the problems in front, each a batch of its own."""
+        return (batch.x.unsqueeze(1), batch.y.unsqueeze(1)) if self.is_function else (batch.x, batch.y)
+
+    def _loss_of_one(self, theta: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        return self._loss(theta, Batch(x, y, ()))
 
     def _loss(self, theta: Float[Tensor, "... coordinates"], batch: Batch) -> Float[Tensor, ""]:
         output = functional_call(self.network, self.layout.unflatten(theta), (batch.x,))
@@ -141,6 +165,8 @@ class Optimizee:
 
 class Family(ABC):
     """Where the problems of meta-training and of evaluation come from."""
+
+    spec: TaskSpec  # of all that is learned on
 
     @abstractmethod
     def draw(self, split: Split, run: int) -> Optimizee:
@@ -157,6 +183,7 @@ class Single(Family):
     def __init__(self, options: OptimizeeOptions, context: Context) -> None:
         self.options = options
         self.optimizee = Optimizee(options, context.task, context.network(), context)
+        self.spec = context.task.spec
 
     def draw(self, split: Split, run: int) -> Optimizee:  # noqa: ARG002
         """Always the same."""
@@ -166,6 +193,13 @@ class Single(Family):
         """It, with all problems."""
         count = self.options.test_problems if split == "test" else self.options.valid_problems
         return [(self.optimizee, count)]
+
+
+def family(options: OptimizeeOptions, context: Context) -> Family:
+    """The configured mixture, else the configured network on the configured task. Raises UserError."""
+    if context.mixture is None:
+        return Single(options, context)
+    return build("mixture", context.mixture, optimizee=options, context=context)
 
 
 def _joined(batches: Sequence[Batch], join: Callable[[list[Tensor]], Tensor]) -> Batch:

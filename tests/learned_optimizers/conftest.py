@@ -15,7 +15,13 @@ from metalearn.compose import CONF
 from metalearn.config import MachineOptions, typed
 from metalearn.hypergradient.config import UnrolledOptions
 from metalearn.hypergradient.unroll import Unrolled
-from metalearn.learned_optimizers.config import LstmRuleOptions, MetaTrainingOptions, TunedOptimizersOptions
+from metalearn.learned_optimizers.config import (
+    HorizonOptions,
+    ImitationOptions,
+    LstmRuleOptions,
+    MetaTrainingOptions,
+    TunedOptimizersOptions,
+)
 from metalearn.learned_optimizers.meta_train import MetaTraining
 from metalearn.learned_optimizers.optimizees import Optimizee
 from metalearn.machine import Machine
@@ -87,7 +93,9 @@ RULE = LstmRuleOptions(
 LEARNED = MetaTrainingOptions(
     name="learned_optimizer", horizon=6, deviation=0.5, function_gradients="own", valid_problems=2,
     test_problems=2, problems=1, groups=1, unroll=3, count_last=False, second_derivatives=False,
-    learning_rate=0.01, clip=None,
+    learning_rate=0.01, clip=None, objective="all", score="loss", particles="one_by_one",
+    horizons=HorizonOptions("fixed", 3, "none", 3, 4, stagger=False),
+    imitation=ImitationOptions(0, 0.01, [0.9, 0.999], 1e-8),
 )  # fmt: skip
 TUNED = TunedOptimizersOptions(
     name="tuned_optimizers", horizon=6, deviation=0.5, function_gradients="own", valid_problems=2,
