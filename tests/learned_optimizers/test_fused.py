@@ -165,7 +165,7 @@ def test_the_rule_takes_it_unless_told_not_to(kit, monkeypatch):
     learner.step(0)
     assert taken
     taken.clear()
-    learner.rule.fused = False
+    learner.rule.stack = None
     learner.step(1)
     assert not taken
 
@@ -175,7 +175,7 @@ def test_the_meta_gradient_is_the_plain_one(kit, float64, second):  # noqa: ARG0
     found = []
     for fused in (True, False):
         learner = kit.learner(kit.Blobs(), second_derivatives=second, hidden=6)
-        learner.rule.fused = fused
+        learner.rule.stack = learner.rule.stack if fused else None
         learner.step(0)
         found.append({key: leaf.grad for key, leaf in learner.meta.items()})
     torch.testing.assert_close(found[0], found[1], rtol=1e-10, atol=1e-12)

@@ -42,7 +42,7 @@ class Wanted(NamedTuple):
 
 
 class _Shape(ctypes.Structure):
-    _fields_ = [  # noqa: RUF012
+    _fields_ = [
         *((name, ctypes.c_long) for name in ("inputs", "layers", "hidden", "coordinates", "steps")),
         ("forget_bias", ctypes.c_double),
         ("p", ctypes.c_double),
@@ -51,7 +51,7 @@ class _Shape(ctypes.Structure):
 
 class _Way(ctypes.Structure):
     _names = ("given", "weights", "before", "grad_output", "grad_after", "grad_given", "grad_before")
-    _fields_ = [(name, ctypes.c_void_p) for name in (*_names, "grad_weights")]  # noqa: RUF012
+    _fields_ = [(name, ctypes.c_void_p) for name in (*_names, "grad_weights")]
 
 
 def library(dtype: torch.dtype) -> ctypes.CDLL | None:
