@@ -88,6 +88,7 @@ class PaperOptions:
     value: float | None = required()
     spread: float | None = required()
     unit: str = required()
+    others: dict[str, float] = field(default_factory=dict)  # the same source's values of other metrics
 
 
 @dataclass
@@ -154,6 +155,13 @@ def typed(schema: type, values: dict[str, Any], prefix: str) -> Any:
         return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values))
     except OmegaConfBaseException as error:
         raise _mistyped(schema, values, prefix, error) from None
+
+
+def checked(schema: type, values: dict[str, Any], prefix: str) -> Any:
+    """`typed`, and every number in its range."""
+    options = typed(schema, values, prefix)
+    _check(options, prefix)
+    return options
 
 
 def _mistyped(schema: type, values: dict[str, Any], prefix: str, error: OmegaConfBaseException) -> UserError:

@@ -83,6 +83,15 @@ class Run:
         return NOT_COMPARABLE if metric.startswith("test/") and not self.comparable else ""
 
 
+def targets(run: Run) -> list[dict[str, Any]]:
+    """The published values that a run is held to, each as a `paper` block of one metric."""
+    paper = run.config.get("paper")
+    if not paper:
+        return []
+    others = (paper.get("others") or {}).items()
+    return [paper, *({**paper, "metric": key, "value": value, "spread": None} for key, value in others)]
+
+
 def read(path: Path) -> Run:
     """The run in a directory. Raises UserError naming what is missing or broken."""
     if not path.is_dir():

@@ -7,6 +7,7 @@ from metalearn.config import Config
 from metalearn.registry import UserError, closest
 from metalearn.replicate.plan import Plan, SelectOptions
 from metalearn.report.plan import check as check_table
+from metalearn.report.plan import stage_of
 
 VALUES = ("last", "best")
 
@@ -25,10 +26,10 @@ def check(plan: Plan) -> None:
         _check_seeds(place, stage.seeds, stage.per_seed)
         _check_references(plan, name, list(plan.stages)[:number])
     _check_seeds("replicate", plan.seeds, None)
-    for contender, name in plan.table.rows.items():
-        if name in plan.selections:
+    for contender, row in plan.table.rows.items():
+        if stage_of(row) in plan.selections:
             raise UserError(
-                f"replicate.table.rows.{contender}: {name} is a selection, must be a stage of runs"
+                f"replicate.table.rows.{contender}: {stage_of(row)} is a selection, must be a stage of runs"
             )
 
 
@@ -86,7 +87,7 @@ def check_run(plan: Plan, stage: str, config: Config) -> None:
     Raises UserError.
     """
     builders = [name for name in plan.stages if stage in plan.needs(name)]
-    ends = stage in plan.table.rows.values() and not builders
+    ends = stage in map(stage_of, plan.table.rows.values()) and not builders
     if config.train.test and not ends:
         why = f"{builders[0]} builds on it" if builders else "it is no row of the table"
         raise UserError(

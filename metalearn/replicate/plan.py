@@ -64,7 +64,7 @@ class TableOptions:
     metric: str = required()
     goal: str = required()
     unit: str = required()
-    rows: dict[str, str] = required()  # contender: stage
+    rows: dict[str, str] = required()  # contender: stage, or "stage metric" for a metric of its own
     claims: dict[str, list[str]] = field(
         default_factory=dict
     )  # what is equal: contenders held against each other

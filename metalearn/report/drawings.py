@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from metalearn.records import Run
 from metalearn.registry import UserError
 from metalearn.report.figures import band, chart
-from metalearn.report.plan import Table, stages_of
+from metalearn.report.plan import Table, stage_of, stages_of
 
 Curve = tuple[Sequence[float], Sequence[float | None]]
 Colours = dict[str, int]  # the place of a line's colour, by its name
@@ -75,7 +75,7 @@ def _finished(table: Table, figure: dict[str, Any]) -> tuple[dict[str, tuple[str
 
 def _share_colour(table: Table, name: str, stage: str, colours: Colours) -> None:
     """Give the only line of a stage the colour of its contender, whatever a figure calls it."""
-    contender = next((row for row, of in table.plan.table.rows.items() if of == stage), None)
+    contender = next((row for row, of in table.plan.table.rows.items() if stage_of(of) == stage), None)
     if contender is not None:
         colours.setdefault(name, colours[contender])
 

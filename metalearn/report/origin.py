@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from metalearn.records import NOT_COMPARABLE, Run
+from metalearn.records import NOT_COMPARABLE, Run, targets
 from metalearn.report.claims import against_paper, published, summary
 from metalearn.report.numbers import duration, plain
 from metalearn.report.page import Grid, Link
@@ -98,17 +98,15 @@ def papers(groups: Iterable[tuple[str, Sequence[Run], str]]) -> Grid | None:
     """
     rows = []
     for name, runs, instead in groups:
-        paper = runs[0].config.get("paper") if runs else None
-        if not paper:
-            continue
-        metric = paper["metric"]
-        measured = [run for run in runs if metric in run.metrics]
-        values = [run.last(metric) for run in measured]
-        comparable = all(run.comparable for run in runs)
-        ours = f"{summary(values)} {paper['unit']}" if values else f"no {metric} yet"
-        verdict = against_paper(values, paper, comparable, runs[0].goal(metric))
-        verdict = instead if instead and comparable else verdict
-        rows.append((name, metric, ours.rstrip(), published(paper), paper["source"], verdict))
+        for paper in targets(runs[0]) if runs else []:
+            metric = paper["metric"]
+            measured = [run for run in runs if metric in run.metrics]
+            values = [run.last(metric) for run in measured]
+            comparable = all(run.comparable for run in runs)
+            ours = f"{summary(values)} {paper['unit']}" if values else f"no {metric} yet"
+            verdict = against_paper(values, paper, comparable, runs[0].goal(metric))
+            verdict = instead if instead and comparable else verdict
+            rows.append((name, metric, ours.rstrip(), published(paper), paper["source"], verdict))
     header = ("contender", "metric", "ours", "paper", "source", "verdict")
     return Grid(header, rows, "", frozenset({2, 3})) if rows else None
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from metalearn import records
-from metalearn.records import Run
+from metalearn.records import Run, targets
 from metalearn.registry import UserError, closest
 from metalearn.report.claims import Claim, Summary, claim, summary
 from metalearn.report.selections import Selection, made
@@ -32,7 +32,7 @@ class TableOptions(Protocol):
     metric: str
     goal: str
     unit: str
-    rows: dict[str, str]  # contender: stage
+    rows: dict[str, str]  # contender: stage, or "stage metric" for another metric than the table's
     claims: dict[str, list[str]]  # note: the contenders that it holds against each other
 
 
@@ -59,6 +59,16 @@ class Plan(Protocol):
     def paired(self, stage: str) -> bool:
         """Whether a stage's runs with different seeds share nothing."""
         ...
+
+
+def stage_of(row: str) -> str:
+    """The stage that a row of a table is of."""
+    return row.partition(" ")[0]
+
+
+def metric_of(row: str, table: TableOptions) -> str:
+    """The metric that a row of a table shows: its own, or the table's."""
+    return row.partition(" ")[2] or table.metric
 
 
 Folders = Mapping[str, Mapping[int, Path]]  # stage -> seed -> run directory
@@ -122,7 +132,7 @@ def check(plan: Plan) -> None:
     if plan.table.goal not in ("min", "max"):
         raise UserError(f"replicate.table.goal: got {plan.table.goal!r}, must be one of min, max")
     for stage in plan.table.rows.values():
-        _check_stage(plan, stage, "table.rows")
+        _check_stage(plan, stage_of(stage), "table.rows")
     for note, contenders in plan.table.claims.items():
         for contender in contenders:
             if contender not in plan.table.rows:
@@ -177,7 +187,7 @@ def evaluate(plan: Plan, folders: Folders) -> Table:
     ]
     selections = [made(stage, path) for stage in plan.selections for path in folders[stage].values()]
     table = Table(plan, entries, [], [], selections)
-    rows = [_row(table, contender, stage) for contender, stage in plan.table.rows.items()]
+    rows = [_row(table, contender, row) for contender, row in plan.table.rows.items()]
     return Table(plan, entries, rows, _claims(plan, rows), selections)
 
 
@@ -193,7 +203,7 @@ def _claims(plan: Plan, rows: Sequence[Row]) -> list[Claim]:
             table.goal,
             table.unit,
             note,
-            all(plan.paired(table.rows[name]) for name in contenders),
+            all(plan.paired(stage_of(table.rows[name])) for name in contenders),
         )
         for note, contenders in (table.claims or {"": list(values)}).items()
     ]
@@ -209,8 +219,10 @@ def _entry(stage: str, seed: int, path: Path) -> Entry:
     return Entry(stage, seed, path, run, run.state, run.message)
 
 
-def _row(table: Table, contender: str, stage: str) -> Row:
-    metric, runs = table.plan.table.metric, table.finished(stage)
+def _row(table: Table, contender: str, row: str) -> Row:
+    """A row with a metric of its own says nothing of parameters: they are those of the run's first result."""
+    metric, runs = metric_of(row, table.plan.table), table.finished(stage_of(row))
+    sized = runs if metric == table.plan.table.metric else []
     with_value = [run for run in runs if metric in run.metrics]
     seconds = [run.seconds for run in runs if run.seconds is not None]
     known = [entry.run for entry in table.entries if entry.run]
@@ -221,7 +233,7 @@ def _row(table: Table, contender: str, stage: str) -> Row:
         metric=metric,
         unit=table.plan.table.unit,
         values={run.seed: run.last(metric) for run in with_value},
-        parameters=tuple(run.parameters for run in runs if run.parameters is not None),
+        parameters=tuple(run.parameters for run in sized if run.parameters is not None),
         seconds=sum(seconds) / len(seconds) if seconds else None,
         stamp=next((run.stamp(metric) for run in runs), ""),
         paper=next((paper for run in runs if (paper := _published(run, metric))), None),
@@ -229,22 +241,24 @@ def _row(table: Table, contender: str, stage: str) -> Row:
 
 
 def _published(run: Run, metric: str) -> Mapping[str, Any] | None:
-    paper = run.config.get("paper")
-    return paper if paper and paper["metric"] == metric and paper["value"] is not None else None
+    found = (paper for paper in targets(run) if paper["metric"] == metric and paper["value"] is not None)
+    return next(found, None)
 
 
 def remarks(table: Table) -> Sequence[str]:
     """What a reader must know of the rows: their scale, whose noise ± is, what lacks the metric."""
-    metric, tier, lines = table.plan.table.metric, table.plan.tier, []
+    tier, lines = table.plan.tier, []
     if tier not in ("", "paper") and any(row.paper for row in table.rows):
         lines.append(f"tier={tier} is not the paper's scale; published values are shown, not compared with.")
-    single = [name for name, stage in table.plan.table.rows.items() if not table.plan.paired(stage)]
+    rows = table.plan.table.rows
+    single = [name for name, row in rows.items() if not table.plan.paired(stage_of(row))]
     if single:
         lines.append(
             f"{', '.join(single)}: ± is the noise of training what was selected once, not that of searching."
         )
-    for contender, stage in table.plan.table.rows.items():
-        for run in table.finished(stage):
+    for contender, row in rows.items():
+        metric = metric_of(row, table.plan.table)
+        for run in table.finished(stage_of(row)):
             if metric not in run.metrics:
                 there = ", ".join(closest(metric, run.metrics)) or "none"
                 lines.append(f"{contender}, seed {run.seed}: has no metric {metric!r}; it has: {there}")

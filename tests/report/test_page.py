@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from metalearn import compare, report
+from metalearn import compare, records, report
 from metalearn.registry import UserError
 from metalearn.report.drawings import of_plan
 from metalearn.report.figures import SERIES, VARIABLES, band, chart
@@ -221,6 +221,32 @@ def test_papers_value_beside_ours(replication, make_plan, tmp_path):
     report.run(folders["retrain"][0])
     own = (folders["retrain"][0] / "report.md").read_text()
     assert "2.2 ± 0.1 % | a paper, table 1 | no verdict: 1 seed, two are needed |" in own
+
+
+def test_a_row_may_show_a_metric_of_its_own(replication, make_plan, tmp_path):
+    """Several rows of one stage, each beside the value that the paper has of its metric."""
+    paper = {"source": "a paper", "metric": "test/error", "value": 2.2, "spread": 0.1, "unit": "%"}
+    paper |= {"others": {"valid/error": 20.5}}
+    folders = replication({"paper": paper}, retrain=[2.0, 2.5, 2.2], random=[3.0, 3.1, 3.2])
+    plan = make_plan()
+    plan.table.rows = {"test": "retrain", "validation": "retrain valid/error", "random": "random"}
+    plan.table.claims = {"": ["validation", "random"]}
+    table = report.plan(plan, folders)
+    report.combine("toy", [(plan, folders)], tmp_path, 1.0)
+
+    first, second, _ = table.rows
+    assert second.metric == "valid/error"
+    assert second.values == {
+        seed: records.read(path).last("valid/error") for seed, path in folders["retrain"].items()
+    }
+    assert (first.paper["value"], second.paper["value"], second.paper["spread"]) == (2.2, 20.5, None)
+    assert (first.parameters, second.parameters) == ((1234,) * 3, ())
+    assert "random" in table.claims[0].statement
+    markdown = (tmp_path / "report.md").read_text()
+    assert re.search(r"\| valid/error \| [^|]* \| 20.5 % \| a paper \| better by", markdown)
+    plan.table.rows["odd"] = "nowhere valid/error"
+    with pytest.raises(UserError, match="no stage is called 'nowhere'"):
+        report.plan(plan, folders)
 
 
 def test_one_runs_page(make_run, picture, write_curves, capsys):
