@@ -5,6 +5,7 @@ from torch import Tensor
 
 from metalearn.hypergradient.base import Segment
 from metalearn.hypergradient.guard import check_twice_differentiable
+from metalearn.hypergradient.replay import run_replayed
 from metalearn.problem import Batched, Inner, Problem, loss_and_gradient
 from metalearn.task import Batch
 from metalearn.tree import Tree, detach, require_grad
@@ -18,6 +19,9 @@ def run(problem: Problem, meta: Tree, inner: Inner, segment: Segment) -> tuple[l
     in the graph: nothing is propagated back through what the inner run trains (L2L fig. 2). Raises UserError
     where autograd would drop a second derivative.
     """
+    replayed = run_replayed(problem, meta, inner, segment)
+    if replayed is not None:
+        return replayed
     losses = []
     if problem.second_derivatives:
         inner = Inner(_differentiable(inner.params), inner.slots)

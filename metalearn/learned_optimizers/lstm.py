@@ -11,6 +11,7 @@ from metalearn.learned_optimizers.averaging_cells import averaged
 from metalearn.learned_optimizers.config import LstmRuleOptions
 from metalearn.learned_optimizers.fused.kernel import Stack
 from metalearn.learned_optimizers.fused.step import fusable, fused_step
+from metalearn.learned_optimizers.fused.steps import fused_steps
 from metalearn.learned_optimizers.groups import CONV, FC, by_code, by_kind, gathered, scattered
 from metalearn.learned_optimizers.layout import Layout
 from metalearn.learned_optimizers.preprocess import log_sign
@@ -151,6 +152,16 @@ class LstmRule(UpdateRule):
         else:
             output, slots = self._grouped(meta, grad, inner.slots, layout)
         return Inner({"theta": theta + self.options.output_scale * output}, slots)
+
+    def replays(self, meta: Tree, inner: Inner) -> bool:
+        """Whether the kernel fits, and one LSTM serves all coordinates."""
+        single = self.options.groups == "single" and self.stack is not None
+        return single and fusable(self.stack, *inner.params.values(), *inner.slots.values(), *meta.values())
+
+    def replay(self, meta: Tree, start: Inner, grads: Tree, after: Inner) -> Inner:
+        """Nothing of the steps is kept: the kernel's way back takes them again."""
+        assert self.stack is not None
+        return fused_steps(self.stack, self.options.output_scale, meta, start, grads["theta"], after)
 
     def _step(
         self, meta: Tree, grad: Float[Tensor, "problems coordinates"], slots: Tree

@@ -1,7 +1,7 @@
 """Update rules: what turns gradients into the next parameters, learned or written by hand."""
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -47,6 +47,19 @@ class UpdateRule(ABC):
     @abstractmethod
     def update(self, meta: Tree, inner: Inner, grads: Tree, layout: Layout) -> Inner:
         """One step, differentiable in meta-parameters, place and gradients."""
+
+
+@runtime_checkable
+class ReplayedRule(Protocol):
+    """A rule with a joint way back through steps from known gradients (see `hypergradient.replay`)."""
+
+    def replays(self, meta: Tree, inner: Inner) -> bool:
+        """Whether it has one for these."""
+        ...
+
+    def replay(self, meta: Tree, start: Inner, grads: Tree, after: Inner) -> Inner:
+        """`after`, the parameters after every step and the slots after the last, in a graph."""
+        ...
 
 
 class HandRule(UpdateRule):

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from metalearn.learned_optimizers.optimizees import Optimizee
-from metalearn.learned_optimizers.rules import UpdateRule
+from metalearn.learned_optimizers.rules import ReplayedRule, UpdateRule
 from metalearn.problem import Inner, Problem
 from metalearn.task import Batch, Split
 from metalearn.tree import Tree, tree_map
@@ -66,6 +66,15 @@ class Run(Problem):
     def update(self, meta: Tree, inner: Inner, grads: Tree) -> Inner:
         """One step of the rule."""
         return self.rule.update(meta, inner, grads, self.optimizee.layout)
+
+    def replays(self, meta: Tree, inner: Inner) -> bool:
+        """Whether the rule has a joint way back through its steps."""
+        return isinstance(self.rule, ReplayedRule) and self.rule.replays(meta, inner)
+
+    def replay(self, meta: Tree, start: Inner, grads: Tree, after: Inner) -> Inner:
+        """`after` in a graph."""
+        assert isinstance(self.rule, ReplayedRule)
+        return self.rule.replay(meta, start, grads, after)
 
     def outer_loss(self, meta: Tree, params: Tree, batch: Batch) -> Float[Tensor, ""]:
         """The sum of the problems' scores: every point of a run counts (eq. 3)."""

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from metalearn.hypergradient import inner_run
 from metalearn.learned_optimizers.fused.kernel import Given, Stack, Wanted, backward, library
 from metalearn.learned_optimizers.fused.step import fusable, fused_step, state_names, weights_of
 from metalearn.learned_optimizers.lstm import CoordinateLstm
@@ -179,3 +180,36 @@ def test_the_meta_gradient_is_the_plain_one(kit, float64, second):  # noqa: ARG0
         learner.step(0)
         found.append({key: leaf.grad for key, leaf in learner.meta.items()})
     torch.testing.assert_close(found[0], found[1], rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("estimator", "settings"),
+    [("unrolled", {}), ("unrolled", {"recompute": True}), ("truncated", {"window": 2})],
+)
+@pytest.mark.parametrize("changes", [{"count_last": True}, {"problems": 2}, {"preprocess": "none"}])
+def test_replayed_unrolls_have_the_plain_meta_gradient(kit, float64, estimator, settings, changes):  # noqa: ARG001
+    """Two unrolls of a run: parameters and hidden states are carried over."""
+    found = []
+    for fused in (True, False):
+        learner = kit.learner(kit.Blobs(), estimator, settings, hidden=6, **changes)
+        learner.rule.stack = learner.rule.stack if fused else None
+        grads = []
+        for index in range(2):
+            told = learner.step(index)
+            grads.append([told["train/meta_loss"], *(leaf.grad.clone() for leaf in learner.meta.values())])
+        found.append(grads)
+    torch.testing.assert_close(found[0], found[1], rtol=1e-9, atol=1e-11)
+
+
+def test_an_unroll_is_one_node(kit):
+    """Of 3 steps only the first's states are kept, and theta's place at each."""
+    learner = kit.learner(kit.Quadratics())
+    run, part = learner.run(0, 0)
+    start = run.init(learner.meta, generator("start"))
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda leaf: kept.append(leaf) or leaf, lambda leaf: leaf):
+        _, after = inner_run.run(run, learner.meta, start, learner.segment(run, part))
+    states = [leaf for leaf in kept if leaf.shape == start.slots["cell.0"].shape]
+    assert len(states) == len(start.slots)
+    assert all(one is other for one, other in zip(states, start.slots.values(), strict=True))
+    assert after.params["theta"].requires_grad
