@@ -68,7 +68,7 @@ def _proposed(canvas: Any, found: "Updates", rows: int) -> None:
         axes.axvline(0, color=FAINT, linewidth=0.6)
         for curves, colour, width in zip(shown.values(), COLOURS, WIDTHS, strict=False):
             axes.plot(found.varied, curves[step], color=colour, linewidth=width)
-        axes.annotate(f"step {step + 1}", (0.04, 0.86), xycoords="axes fraction", fontsize=7.5)
+        axes.set_title(f"step {step + 1}", fontsize=7.5, loc="left", pad=1)
         axes.tick_params(labelsize=7.5, length=2)
     canvas.supxlabel(f"present gradient of {found.coordinates[0]}, all before it as it was", fontsize=9.5)
     canvas.supylabel("proposed update", fontsize=9.5)
