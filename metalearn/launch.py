@@ -44,7 +44,7 @@ def run_one(
             loop.dismiss(Machine(config.machine).processes)
         else:
             parts = _fitting(build(config), config)
-            directory.record_task(parts.task.spec)
+            directory.record_task(parts.method.learns_on or parts.task.spec)
             probe = _probe(config, parts)
             loop.run(config, parts.method, directory, describe, probe, parts.machine.processes)
         return directory.path

@@ -12,7 +12,9 @@ from metalearn.rng import Key
 from metalearn.tree import Tree
 
 Split = Literal["train", "valid", "test", "search_train", "search_valid"]
-Kind = Literal["classification", "language_model", "function", "few_shot", "handwriting", "translation"]
+Kind = Literal[
+    "classification", "language_model", "function", "few_shot", "handwriting", "translation", "mixture"
+]  # the last: of several tasks together, which are told of but not asked for batches
 PADDING, BEGIN, END = 0, 1, 2  # translation: what fills a sentence up, begins and ends it
 Metrics = dict[str, Tensor]
 

@@ -42,6 +42,7 @@ MAY_IMPORT |= dict.fromkeys(
     ("darts", "hypernetworks", "learned_optimizers", "maml", "hyperparameters"), FAMILY
 )
 MAY_IMPORT["hypernetworks"] = FAMILY | {"compose"}  # a hypernetwork takes the options of any other network
+MAY_IMPORT["learned_optimizers"] = FAMILY | {"compose"}  # a mixture composes its members' configurations
 READERS = ("report", "compare", "records")  # they read runs/ only
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from metalearn.learned_optimizers import budget, controls, stored
 from metalearn.learned_optimizers.config import AppliedOptimizerOptions
 from metalearn.learned_optimizers.controls import Controls
-from metalearn.learned_optimizers.optimizees import Single
+from metalearn.learned_optimizers.optimizees import family
 from metalearn.learned_optimizers.rollout import rollout, summary, write_trajectories
 from metalearn.learned_optimizers.score import score
 from metalearn.method import Context, Method
@@ -35,9 +35,10 @@ class AppliedOptimizer(Method):
                 f"method.window: got {options.window}, must be at most method.horizon, {options.horizon}"
             )
         self.options, self.machine, self.seed = options, context.machine, context.seed
-        self.family = Single(options, context)
+        self.family = family(options, context)
+        self.learns_on = self.family.spec
         self.rule, self.meta = stored.load(options.optimizer, context.machine)
-        self.controls = _controls(options, context.task.spec.name)
+        self.controls = _controls(options, self.family.spec.name)
         self.curves: dict[Split, dict[str, Tensor]] = {}
 
     def step(self, index: int) -> Metrics:  # noqa: ARG002
@@ -79,7 +80,7 @@ class AppliedOptimizer(Method):
         record = {
             "split": split,
             "seed": self.seed,
-            "task": self.family.optimizee.task.spec.name,
+            "task": self.family.spec.name,
             "horizon": self.options.horizon,
             "problems": len(self.curves[split][SERIES][0]),
             "optimizer": self.options.optimizer,

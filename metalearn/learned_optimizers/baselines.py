@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from metalearn.learned_optimizers.config import TunedOptimizersOptions
-from metalearn.learned_optimizers.optimizees import Single
+from metalearn.learned_optimizers.optimizees import family
 from metalearn.learned_optimizers.rollout import rollout, summary, write_trajectories
 from metalearn.learned_optimizers.rules import NAMES, HandRule
 from metalearn.method import Context, Method
@@ -28,7 +28,8 @@ class TunedOptimizers(Method):
     def __init__(self, options: TunedOptimizersOptions, context: Context) -> None:
         check(options, context.steps)
         self.options, self.machine = options, context.machine
-        self.family = Single(options, context)
+        self.family = family(options, context)
+        self.learns_on = self.family.spec
         shape = (len(options.optimizers), len(options.learning_rates))
         self.final = torch.full(shape, torch.inf, device=context.machine.device)  # inf: diverged, or untried
         self.curves: dict[str, dict[str, Tensor]] = {}
@@ -99,7 +100,7 @@ class TunedOptimizers(Method):
             "winner": self.winner(),
             "budget": self._budget(),
             "options": dataclasses.asdict(self.options),
-            "task": self.family.optimizee.task.spec.name,
+            "task": self.family.spec.name,
         }
         (folder / "tuning.json").write_text(json.dumps(record, indent=1) + "\n")
 

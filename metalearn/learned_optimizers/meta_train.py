@@ -6,21 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
-from metalearn.hypergradient.base import Carry, HyperGradient, Segment
-from metalearn.hypergradient.conjugate_gradient import ConjugateGradient
-from metalearn.hypergradient.finite_difference import FiniteDifference
-from metalearn.hypergradient.first_order import FirstOrder
-from metalearn.hypergradient.neumann import Neumann
+from metalearn.hypergradient.base import Carry, Estimate, Segment
 from metalearn.hypergradient.particles import from_state, play, to_state
-from metalearn.hypergradient.pes import Pes
+from metalearn.learned_optimizers import imitation
 from metalearn.learned_optimizers.config import MetaTrainingOptions
-from metalearn.learned_optimizers.optimizees import Single
+from metalearn.learned_optimizers.estimators import checked
+from metalearn.learned_optimizers.optimizees import family
 from metalearn.learned_optimizers.rollout import rollout, summary, write_trajectories
 from metalearn.learned_optimizers.rules import UpdateRule
 from metalearn.learned_optimizers.run import Run
+from metalearn.learned_optimizers.schedule import Schedule
+from metalearn.learned_optimizers.stored import save
 from metalearn.method import Bilevel, Context, Situation
 from metalearn.problem import Inner
 from metalearn.registry import UserError, build, names
@@ -29,73 +27,78 @@ from metalearn.task import Metrics, Split
 from metalearn.tree import Tree, add, clip_norm, count, detach, require_grad, scale, zeros_like
 
 SERIES = "learned optimizer"
-FORMAT = 1  # of optimizer.json
-NO_STEP = "which takes no inner step, so that the rule would have no gradient"
-AT_END = "which is about the end of a converged run, whereas every point of a run is scored"
-UNFIT = [  # estimator, its name, what is wrong with it here
-    (FirstOrder, "first_order", NO_STEP),
-    (Neumann, "neumann", AT_END),
-    (ConjugateGradient, "conjugate_gradient", AT_END),
-]
 
 
 class MetaTraining(Bilevel):
-    """Adam on a rule's meta-parameters; one step is one unroll, `horizon / unroll` of them are one run.
+    """Adam on a rule's meta-parameters; one step is one unroll, some of which are one run (`Schedule`).
 
     Parameters and slots are carried over between the unrolls of a run, by value; `pes` carries its particles
     over in their place. It and `evolution` see the gradients' own dependence on the rule too, whatever
     `second_derivatives` says: they compare values. Group g's r-th run has the number r * groups + g, and
-    `problems` problems of its optimizee side by side.
+    `problems` problems of its optimizee side by side. Groups are shared by the processes, every one of which
+    knows where the runs of all stand. While the rule imitates Adam it has runs of their own.
     """
 
+    shares_steps = True
+
     def __init__(self, options: MetaTrainingOptions, context: Context) -> None:
-        if options.horizon % options.unroll:
-            raise UserError(
-                f"method.unroll: got {options.unroll}, must divide method.horizon, {options.horizon}"
-            )
-        self.estimator = _checked(context.hypergradient, options)
+        self.schedule = Schedule(options, context.seed)
+        self.estimator = checked(context.hypergradient, options)
         self.options, self.seed, self.machine = options, context.seed, context.machine
-        self.task = context.task
-        self.family = Single(options, context)
+        self.own = self.machine.processes.share(range(options.groups))  # the groups of this process
+        self.family = family(options, context)
+        self.learns_on = self.family.spec
         self.rule = _rule(context)
         fresh = self.rule.init(generator(context.seed, "learned_optimizer"))
         self.meta = require_grad({key: context.machine.put(leaf) for key, leaf in fresh.items()})
         self.optimizer = torch.optim.Adam(self.meta.values(), options.learning_rate)
         self.carries: list[Carry | None] = [None] * options.groups
+        self._runs: dict[int, tuple[int, Run]] = {}  # the last of each group, by number
         self.curves: dict[str, Tensor] = {}  # of the last evaluations, for `artifacts`
 
     def step(self, index: int) -> Metrics:
-        """One unroll of every group's run `index // (horizon / unroll)`, and one step of Adam."""
-        told: list[Metrics] = []
-        total = zeros_like(self.meta)
-        for group in range(self.options.groups):
-            grad, metrics = self._estimate(index, group)
-            total = add(total, grad, 1 / self.options.groups)
-            told.append(metrics)
-        self._descend(total)
-        return {key: torch.stack([metrics[key] for metrics in told]).mean() for key in told[0]}
+        """One unroll of every group's present run, and one step of Adam."""
+        found = {group: self._estimate(index, group) for group in self.own}
+        told, total = [estimate.metrics for estimate in found.values()], zeros_like(self.meta)
+        for estimate in found.values():
+            total = add(total, estimate.grad, 1 / len(found))
+        means = {key: torch.stack([metrics[key] for metrics in told]).mean() for key in told[0]}
+        means = self.machine.processes.average({f"grad/{key}": leaf for key, leaf in total.items()} | means)
+        self.carries = self._together({group: estimate.carry for group, estimate in found.items()})
+        self._descend({key: means.pop(f"grad/{key}") for key in self.meta})
+        return means
 
     def situations(self, index: int) -> list[Situation]:
         """One unroll of each group, from where its run stands or from its start.
 
         Particles stand nowhere themselves, nor does their mean: for them it is where the run would have
         come to under the present meta-parameters, which is run again from its start (< `horizon` steps).
+        Raises UserError for a step that imitates.
         """
+        if index < self.options.imitation.steps:
+            raise UserError(
+                f"step {index} imitates Adam and has no hypergradient; begin after "
+                f"method.imitation.steps={self.options.imitation.steps}, or set it to 0"
+            )
         return [self._situation(index, group) for group in range(self.options.groups)]
 
     def run(self, index: int, group: int) -> tuple[Run, int]:
         """The run that a group is in at a step, and how many unrolls it has behind it."""
-        number, part = divmod(index, self.options.horizon // self.options.unroll)
-        number = number * self.options.groups + group
-        optimizee, problems = self.family.draw("train", number), self.options.problems
-        numbers = range(number * problems, (number + 1) * problems)
-        return Run(self.rule, optimizee, "train", numbers, self.options.second_derivatives), part
+        imitated = self.options.imitation.steps
+        place = self.schedule.place(index - imitated if index >= imitated else index, group)
+        number = place.run * self.options.groups + group
+        if group not in self._runs or self._runs[group][0] != number:
+            self._runs[group] = number, self._begun(number)
+        return self._runs[group][1], place.part
 
     def segment(self, run: Run, part: int) -> Segment:
         """The batches of one unroll; the point after its last update is also where the next one starts."""
         unroll, last = self.options.unroll, int(self.options.count_last)
         batches = run.batches(part * unroll, unroll + last)
-        return Segment(batches[:unroll], dict(enumerate(batches)))
+        scored = dict(enumerate(batches))
+        if self.options.objective == "last":
+            scored = {unroll: batches[-1]}
+        return Segment(batches[:unroll], scored)
 
     def evaluate(self, split: Split) -> Metrics:
         """The rule as it stands on the fixed fresh problems of a split."""
@@ -121,31 +124,57 @@ class MetaTraining(Bilevel):
 
     def artifacts(self, folder: Path) -> None:
         """`optimizer.safetensors`, `optimizer.json` with its rule, `summary.json`, the last curves."""
-        save_file(
-            {key: leaf.cpu() for key, leaf in detach(self.meta).items()}, folder / "optimizer.safetensors"
-        )
-        record = {"format": FORMAT, "rule": dataclasses.asdict(self.rule.options)}
-        record |= {"method": dataclasses.asdict(self.options), "task": self.task.spec.name}
-        (folder / "optimizer.json").write_text(json.dumps(record, indent=1) + "\n")
+        self.save(folder)
         (folder / "summary.json").write_text(json.dumps({"parameters": count(self.meta)}) + "\n")
         split = "test" if "test" in self.curves else "valid"
         if split not in self.curves:
             self.evaluate("valid")
         write_trajectories(folder, {SERIES: self.curves[split]})
 
-    def _estimate(self, index: int, group: int) -> tuple[Tree, Metrics]:
-        """A group's meta-gradient, of its problems' mean loss, and what came with it."""
+    def save(self, folder: Path, **origin: str | None) -> None:
+        """The rule as it stands, for `stored.load`; `origin` is written beside it."""
+        steps = max((int(state["step"]) for state in self.optimizer.state.values()), default=0)
+        record = {"method": dataclasses.asdict(self.options), "task": self.family.spec.name}
+        save(folder, self.rule, self.meta, {**record, "seed": self.seed, "steps": steps, **origin})
+
+    def _begun(self, number: int) -> Run:
+        options, optimizee = self.options, self.family.draw("train", number)
+        numbers = range(number * options.problems, (number + 1) * options.problems)
+        score, particles = options.score, options.particles
+        return Run(self.rule, optimizee, "train", numbers, options.second_derivatives, score, particles)
+
+    def _estimate(self, index: int, group: int) -> Estimate:
+        """A group's meta-gradient, of its problems' mean score, with what is told of it."""
         run, part = self.run(index, group)
-        carry = self.carries[group]
-        if part == 0 or carry is None:
+        carry = self.carries[group] if part else None
+        if index < self.options.imitation.steps:
+            return self._imitated(run, part, carry)
+        if carry is None:
             carry = self.estimator.init(run, self.meta, generator(self.seed, "start", index, group))
         segment = self.segment(run, part)
         rng = generator(self.seed, "estimate", index, *([group] if group else []))
         with self.machine.autocast():
             estimate = self.estimator.estimate(run, self.meta, carry, segment, rng)
-        self.carries[group] = estimate.carry
         loss = estimate.loss / (len(segment.outer) * run.weight)
-        return scale(estimate.grad, 1 / run.weight), {"train/meta_loss": loss, **estimate.metrics}
+        told = {"train/meta_loss": loss, **estimate.metrics}
+        return Estimate(scale(estimate.grad, 1 / run.weight), loss, estimate.carry, told)
+
+    def _imitated(self, run: Run, part: int, carry: Carry | None) -> Estimate:
+        """The gradient that brings a rule's updates nearer to Adam's."""
+        options, unroll = self.options.imitation, self.options.unroll
+        batches = run.batches(part * unroll, unroll)
+        with self.machine.autocast():
+            carry = imitation.start(run, self.meta) if carry is None else carry
+            return imitation.imitate(run, self.meta, carry, batches, options)
+
+    def _together(self, carries: dict[int, Carry]) -> list[Carry | None]:
+        """Where the runs of all groups stand, from where each process's own do."""
+        processes, put = self.machine.processes, self.machine.put
+        if processes.size == 1:
+            return list(carries.values())
+        states = {str(group): to_state(carry) for group, carry in carries.items()}
+        found = {key: state for part in processes.gather(states) for key, state in part.items()}
+        return [from_state(found[str(group)], put) for group in range(self.options.groups)]
 
     def _descend(self, grads: Tree) -> None:
         if self.options.clip is not None:
@@ -176,28 +205,3 @@ def _rule(context: Context) -> UpdateRule:
         allowed = ", ".join(names("rule"))
         raise UserError(f"learned_optimizer: got rule=none; choose rule=NAME, of: {allowed}")
     return build("rule", context.rule, machine=context.machine)
-
-
-def _checked(estimator: HyperGradient | None, options: MetaTrainingOptions) -> HyperGradient:
-    """`estimator`, if it can teach a rule by unrolls that are scored at every point. Raises UserError."""
-    if estimator is None:
-        raise UserError("learned_optimizer: got hypergradient none; choose hypergradient=unrolled")
-    for unfit, name, reason in UNFIT:
-        if isinstance(estimator, unfit):
-            raise UserError(
-                f"learned_optimizer: got hypergradient {name}, {reason}; choose hypergradient=unrolled, "
-                "truncated, forward, evolution or pes"
-            )
-    if isinstance(estimator, FiniteDifference) and options.unroll != 1:
-        raise UserError(
-            "learned_optimizer: got hypergradient finite_difference, which takes exactly one inner step, and "
-            f"method.unroll={options.unroll}; set method.unroll=1 method.count_last=true, or choose "
-            "hypergradient=unrolled"
-        )
-    if options.unroll == 1 and not options.count_last and not isinstance(estimator, Pes):
-        raise UserError(
-            "learned_optimizer: got method.unroll=1 with count_last=false, which scores an unroll before the "
-            "rule has moved anything, so that its gradient is zero; set method.count_last=true, raise "
-            "method.unroll, or choose hypergradient=pes"
-        )
-    return estimator
