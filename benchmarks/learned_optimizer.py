@@ -1,30 +1,36 @@
-"""One meta-training step of the LSTM optimizer: 20 steps on the MNIST perceptron, backward, Adam.
+"""One meta-training step of the LSTM optimizer: 20 steps on problems, backward, Adam; ours beside peers.
 
-Ours beside `higher` with a differentiable optimizer for the same update, both to first order: 784-20-10,
-batch 128, 15,910 coordinates, log-sign inputs, random data.
-`uv run python -m benchmarks.learned_optimizer [--compile] [--save]`.
+`uv run python -m benchmarks.learned_optimizer PART... [--save]`, all to first order, random data:
+mnist: the perceptron 784-20-10, batch 128, 15,910 coordinates, log-sign inputs;
+quadratics: 128 functions of 10 dimensions as one batch;
+mnist_16: 16 such perceptrons side by side, beside a loop over `higher`;
+quadratics_16, quadratics_128: as many functions, beside a loop over `higher` with one function each.
+The floor is what torch's products, forward and backward, and its sigmoids and tanh take alone.
 """
 
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any
 
-import higher
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks.learned_optimizer_peers import UNROLL, Case, bare_lstm, with_higher, with_torchopt
 from benchmarks.measure import measure, report
+from metalearn.build import build_task
 from metalearn.cli import register_all
 from metalearn.compose import compose
-from metalearn.learned_optimizers.config import LearnedOptimizerOptions
-from metalearn.learned_optimizers.meta_train import LearnedOptimizer
-from metalearn.learned_optimizers.preprocess import log_sign
+from metalearn.learned_optimizers.meta_train import MetaTraining
 from metalearn.machine import Machine
 from metalearn.method import Context
-from metalearn.networks import Mlp
+from metalearn.networks import Mlp, Point
 from metalearn.registry import build
 from metalearn.task import Batch, Metrics, Split, Task, TaskSpec
+
+MNIST = ["recipe=learned_optimizers/mnist_mlp", "machine=cpu", "method.count_last=false"]
+QUADRATIC = ["recipe=learned_optimizers/quadratic", "machine=cpu", "method.count_last=false"]
+ROUNDS = {"mnist": 7, "quadratics": 15, "mnist_16": 3, "quadratics_16": 7, "quadratics_128": 5}
+RECORDED = 1068, 162  # CPU ms of JAX's learned_optimization with the same LSTM, in anchors/performance.md
 
 
 class Random(Task):
@@ -54,82 +60,83 @@ class Random(Task):
 
 
 def ours(overrides: list[str]) -> Callable[[], object]:
-    """`LearnedOptimizer.step` at the start of a run, so that every call does the same."""
-    config = compose(["recipe=learned_optimizers/mnist_mlp", "machine=cpu", *overrides])
-    options: LearnedOptimizerOptions = config.method
-    task, machine = Random(), Machine(config.machine)
+    """`MetaTraining.step` at the start of a run, so that every call does the same."""
+    config = compose(overrides)
+    machine = Machine(config.machine)
+    images = "mnist_mlp" in overrides[0]
+    task = Random() if images else build_task(config, machine)
     estimator = build("hypergradient", config.hypergradient)
-    context = Context(task, lambda: Mlp(config.network, task.spec), estimator, machine, 0, 1)
-    method = LearnedOptimizer(options, context)
+
+    def network(*_: object) -> Mlp | Point:
+        return (Mlp if images else Point)(config.network, task.spec)
+
+    context = Context(task, network, estimator, machine, 0, 1, rule=config.rule, mixture=config.mixture)
+    method = MetaTraining(config.method, context)
     return lambda: method.step(0)
 
 
-class Lstm(nn.Module):
-    """The same optimizer from torch's own cells."""
+def perceptron() -> Case:
+    """The same problem for peers."""
+    task, config = Random(), compose(MNIST)
+    network = Mlp(config.network, task.spec).layers  # higher cannot patch an abstract class's heir
+    losses = [lambda model, batch=batch: task.loss(model(batch.x), batch) for batch in task.drawn]
+    return Case(network, losses, 2, 0.1)
 
-    def __init__(self) -> None:
+
+class At(nn.Module):
+    """A point for each function."""
+
+    def __init__(self, functions: int) -> None:
         super().__init__()
-        self.cells = nn.ModuleList([nn.LSTMCell(2, 20), nn.LSTMCell(20, 20)])
-        self.linear = nn.Linear(20, 1)
+        self.point = nn.Parameter(torch.zeros(functions, 10))
 
-    def forward(self, gradient: Tensor, state: list[Any]) -> tuple[Tensor, list[Any]]:
-        features, after = log_sign(gradient, 10.0), []
-        for cell, before in zip(self.cells, state, strict=True):
-            after.append(cell(features, before))
-            features = after[-1][0]
-        return 0.1 * self.linear(features).squeeze(1), after
+    def forward(self) -> Tensor:
+        return self.point
 
 
-class LstmOptimizer(torch.optim.Optimizer):
-    """What `higher` makes differentiable."""
+def functions(count: int) -> Case:
+    """Quadratics for peers, natively batched; the loss is their sum."""
+    rng = torch.Generator().manual_seed(0)
+    x, y = torch.randn(count, 10, 10, generator=rng), torch.randn(count, 10, generator=rng)
 
-    def __init__(self, params: Any, network: Lstm) -> None:
-        super().__init__(params, {"network": network})
+    def loss(model: Callable[[], Tensor]) -> Tensor:
+        return ((x @ model().unsqueeze(2)).squeeze(2) - y).square().sum()
 
-    def step(self, closure: Any = None) -> Any:
-        raise NotImplementedError("it only runs inside higher")
-
-
-class DifferentiableLstm(higher.optim.DifferentiableOptimizer):
-    """All coordinates of all tensors in one product, as ours."""
-
-    def _update(self, grouped_grads: Any, **_: Any) -> None:
-        (group,), (grads,) = self.param_groups, grouped_grads
-        flat = torch.cat([grad.reshape(-1) for grad in grads])
-        output, self.hidden = group["network"](flat, getattr(self, "hidden", [None, None]))
-        parts = output.split([grad.numel() for grad in grads])
-        for place, (leaf, part) in enumerate(zip(group["params"], parts, strict=True)):
-            group["params"][place] = leaf + part.view_as(leaf)
+    return Case(At(count), [loss] * UNROLL, 1, 1.0)
 
 
-def peer() -> Callable[[], object]:
-    """The same step with `higher`: gradients are detached in its callback."""
-    higher.register_optim(LstmOptimizer, DifferentiableLstm)  # type: ignore[arg-type]
-    config = compose(["recipe=learned_optimizers/mnist_mlp"])
-    task, lstm = Random(), Lstm()
-    model = Mlp(config.network, task.spec).layers  # higher cannot patch an abstract class's heir
-    adam = torch.optim.Adam(lstm.parameters(), config.method.learning_rate)
+def contenders(part: str) -> dict[str, Callable[[], object]]:
+    if part == "mnist":
+        one, plain = [perceptron()], ours([*MNIST, "machine.fused=false"])
+        peers = {"higher": with_higher(one), "torchopt": with_torchopt(one), "floor": bare_lstm(15910, 2)}
+        return {**peers, "ours, plain": plain, "ours": ours(MNIST)}
+    if part == "quadratics":
+        one, plain = [functions(128)], ours([*QUADRATIC, "machine.fused=false"])
+        peers = {"higher": with_higher(one), "torchopt": with_torchopt(one), "floor": bare_lstm(1280, 1)}
+        return {**peers, "ours, plain": plain, "ours": ours(QUADRATIC)}
+    name, count = part.split("_")
+    if name == "mnist":
+        peers = {"higher, one by one": with_higher([perceptron() for _ in range(int(count))])}
+        floor = bare_lstm(15910 * int(count), 2)
+        return {**peers, "floor": floor, "ours": ours([*MNIST, f"method.problems={count}"])}
+    loop = with_higher([functions(1) for _ in range(int(count))])
+    return {"higher, one by one": loop, "ours": ours([*QUADRATIC, f"task.batch={count}"])}
 
-    def step() -> None:
-        for parameter in model.parameters():
-            nn.init.normal_(parameter, std=config.method.deviation)
-        optimizer, losses = LstmOptimizer(model.parameters(), lstm), []
-        with higher.innerloop_ctx(model, optimizer) as (fast, learner):
-            for batch in task.drawn:
-                losses.append(task.loss(fast(batch.x), batch))
-                learner.step(losses[-1], grad_callback=lambda grads: [grad.detach() for grad in grads])
-            adam.zero_grad()
-            torch.stack(losses).sum().backward()
-        adam.step()
 
-    return step
+TITLES = {
+    "mnist": f"MNIST perceptron; learned_optimization in JAX, same LSTM, recorded: {RECORDED[0]} ms",
+    "quadratics": f"128 quadratics; learned_optimization in JAX, same LSTM, recorded: {RECORDED[1]} ms",
+    "mnist_16": "16 MNIST perceptrons side by side",
+    "quadratics_16": "16 quadratics side by side",
+    "quadratics_128": "128 quadratics side by side",
+}
 
 
 def main() -> None:
     register_all()
-    compiled = {"ours, compiled": ours(["machine.compile=true"])} if "--compile" in sys.argv else {}
-    table = measure({"higher": peer(), "ours": ours([]), **compiled})
-    report("Learned optimizer: meta-training step, MNIST perceptron", table, "--save" in sys.argv)
+    for part in [part for part in TITLES if part in sys.argv] or ["mnist"]:
+        table = measure(contenders(part), ROUNDS[part] if "--quick" not in sys.argv else 2)
+        report(f"Learned optimizer {part}: meta-training step, {TITLES[part]}", table, "--save" in sys.argv)
 
 
 if __name__ == "__main__":
