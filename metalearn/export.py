@@ -8,10 +8,13 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from metalearn.export_translator import write_translator
+from metalearn.learned_optimizers.meta_train import MetaTraining
 from metalearn.network import Network
 from metalearn.restore import restore
 from metalearn.supervised import Supervised
 from metalearn.task import Split, Task
+from metalearn.train.files import read_json
+from metalearn.train.run_directory import PROVENANCE
 from metalearn.tree import Tree
 
 BATCH = Dim("batch", min=1)
@@ -20,15 +23,21 @@ BATCH = Dim("batch", min=1)
 def export(run: Path, folder: Path) -> list[Path]:
     """Rebuild a run from its checkpoint and write what it found into `folder`; the files written.
 
-    The method's artifacts (genotype, pictures, weights by safetensors, learned optimizer) and, for a trained
-    classifier, language model or writer of handwriting, the network by `torch.export`, batch size free, with
-    an example that loads and checks it without metalearn: `network.pt2`, `example.safetensors`, `example.py`.
-    A translator is two programs, `encoder.pt2` and `decoder.pt2`.
+    The method's artifacts (genotype, pictures, weights by safetensors) and, for a trained classifier,
+    language model or writer of handwriting, the network by `torch.export`, batch size free, with an example
+    that loads and checks it without metalearn: `network.pt2`, `example.safetensors`, `example.py`. A
+    translator is two programs, `encoder.pt2` and `decoder.pt2`. Of a learned optimizer only what it takes
+    to use it: `optimizer.safetensors`, `optimizer.json`, `example.py`.
     Takes the best checkpoint if the run selects it, else the newest. Raises UserError.
     """
     parts = restore(run, "export")
     folder.mkdir(parents=True, exist_ok=True)
-    parts.method.artifacts(folder)
+    if isinstance(parts.method, MetaTraining):
+        git = read_json(run / PROVENANCE).get("git") or {}
+        parts.method.save(folder, commit=git.get("commit"))
+        (folder / "example.py").write_text(OPTIMIZER, encoding="utf-8")
+    else:
+        parts.method.artifacts(folder)
     write = WRITERS.get(parts.task.spec.kind)
     if isinstance(parts.method, Supervised) and write:
         with parts.method.averaging.averaged():
@@ -123,6 +132,27 @@ for time in range(example["x"].shape[1]):
     logits, state = network(example["x"][:, time], state)
     SHOWN
 print("largest difference from the run's logits:", (logits - example["logits"][:, -1]).abs().max().item())
+'''
+OPTIMIZER = '''"""Trains a small network with the exported optimizer: needs torch and metalearn."""
+
+from pathlib import Path
+
+import torch
+from metalearn import LearnedOptimizer
+from sklearn.datasets import load_digits
+
+torch.manual_seed(0)
+images, labels = (torch.tensor(part) for part in load_digits(return_X_y=True))
+model = torch.nn.Sequential(torch.nn.Linear(64, 20), torch.nn.Sigmoid(), torch.nn.Linear(20, 10))
+optimizer = LearnedOptimizer.from_run(Path(__file__).parent)(model.named_parameters())
+for step in range(101):
+    rows = torch.randint(len(images), (128,))
+    loss = torch.nn.functional.cross_entropy(model(images[rows].float() / 16), labels[rows])
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    if step % 20 == 0:
+        print(f"step {step}: loss {loss.item():.4f}")
 '''
 READERS: dict[str, tuple[Split, str]] = {  # the split that is read, and what the example says of each input
     "language_model": ("test", 'print("most likely next symbols:", logits.argmax(dim=1).tolist())'),
