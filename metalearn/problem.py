@@ -106,7 +106,7 @@ def loss_and_gradient(
 def visit(
     problem: Problem, meta: Tree, params: Tree, batch: Batch, scored: Batch | None
 ) -> tuple[Float[Tensor, ""] | None, Tree]:
-    """`outer_loss` on `scored`, None without it, and the gradient of `inner_loss` on `batch`, without a graph.
+    """`outer_loss` on `scored`, None without it, and the gradient of `inner_loss` on `batch`; no graph.
 
     One pass serves both where one can.
     """

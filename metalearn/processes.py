@@ -2,19 +2,22 @@
 
 import atexit
 import datetime
+import math
 import os
 import re
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from metalearn.registry import UserError
 from metalearn.tree import Tree
 
 Item = TypeVar("Item")
+ALIGNED = 16  # bytes: a tensor of any type may begin there
 
 
 class PeerLost(UserError):  # noqa: N818
@@ -84,6 +87,30 @@ class Processes:
             }
         return {key: averaged[key] for key in tree}
 
+    def gather(self, thing: Any) -> list[Any]:
+        """What every process gives, in their order: nested dictionaries and lists of tensors and numbers.
+
+        Shapes may differ between processes: they go ahead, then the bytes of all tensors in one message.
+        """
+        if self.size == 1:
+            return [thing]
+        tensors: list[Tensor] = []
+        own = _outline(thing, tensors), [(tuple(leaf.shape), leaf.dtype) for leaf in tensors]
+        heads: list[Any] = [None] * self.size
+        self._exchange(lambda: dist.all_gather_object(heads, own))
+        device = torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
+        longest = max(sum(_room(*head) for head in specs) for _, specs in heads)
+        sent = torch.zeros(longest, dtype=torch.uint8, device=device)
+        place = 0
+        for leaf in tensors:
+            sent[place : place + leaf.nbytes] = leaf.detach().contiguous().view(-1).view(torch.uint8)
+            place += _room(tuple(leaf.shape), leaf.dtype)
+        received = [torch.empty_like(sent) for _ in range(self.size)]
+        if longest:
+            self._exchange(lambda: dist.all_gather(received, sent))
+        whole = zip(heads, received, strict=True)
+        return [_filled(outline, _cut(data, specs)) for (outline, specs), data in whole]
+
     def from_leader(self, thing: Any = None) -> Any:
         """What process 0 gives, plain containers of tensors and numbers, in every process."""
         if self.size == 1:
@@ -120,6 +147,46 @@ class Processes:
             os._exit(self._exit_code)
         elif dist.is_initialized():
             dist.destroy_process_group()
+
+
+class _Number(NamedTuple):
+    """Stands for a tensor that is sent apart from where it belongs."""
+
+    number: int
+
+
+def _outline(thing: Any, tensors: list[Tensor]) -> Any:
+    """`thing` with a `_Number` for each tensor, which is appended to `tensors`."""
+    if isinstance(thing, Tensor):
+        tensors.append(thing)
+        return _Number(len(tensors) - 1)
+    if isinstance(thing, dict):
+        return {key: _outline(part, tensors) for key, part in thing.items()}
+    return [_outline(part, tensors) for part in thing] if isinstance(thing, list) else thing
+
+
+def _filled(outline: Any, tensors: list[Tensor]) -> Any:
+    """What `outline` was made from."""
+    if isinstance(outline, _Number):
+        return tensors[outline.number]
+    if isinstance(outline, dict):
+        return {key: _filled(part, tensors) for key, part in outline.items()}
+    return [_filled(part, tensors) for part in outline] if isinstance(outline, list) else outline
+
+
+def _cut(data: Tensor, specs: Sequence[tuple[tuple[int, ...], torch.dtype]]) -> list[Tensor]:
+    """The tensors whose bytes are in `data`, one after the other."""
+    tensors, place = [], 0
+    for shape, dtype in specs:
+        flat = data[place : place + math.prod(shape) * dtype.itemsize].clone().view(dtype)
+        tensors.append(flat.view(shape))
+        place += _room(shape, dtype)
+    return tensors
+
+
+def _room(shape: tuple[int, ...], dtype: torch.dtype) -> int:
+    """Bytes of a tensor and of the gap behind it."""
+    return -(-math.prod(shape) * dtype.itemsize // ALIGNED) * ALIGNED
 
 
 def world_size() -> int:

@@ -11,6 +11,7 @@ from torch import Tensor
 from metalearn.hypergradient.base import Carry, Estimate, Segment
 from metalearn.hypergradient.particles import from_state, play, to_state
 from metalearn.learned_optimizers import imitation
+from metalearn.learned_optimizers.augmentation import loss_scale, rescaled
 from metalearn.learned_optimizers.config import MetaTrainingOptions
 from metalearn.learned_optimizers.estimators import checked
 from metalearn.learned_optimizers.optimizees import family
@@ -138,10 +139,18 @@ class MetaTraining(Bilevel):
         save(folder, self.rule, self.meta, {**record, "seed": self.seed, "steps": steps, **origin})
 
     def _begun(self, number: int) -> Run:
-        options, optimizee = self.options, self.family.draw("train", number)
+        options, drawn = self.options, self.family.draw("train", number)
         numbers = range(number * options.problems, (number + 1) * options.problems)
-        score, particles = options.score, options.particles
-        return Run(self.rule, optimizee, "train", numbers, options.second_derivatives, score, particles)
+        return Run(
+            self.rule,
+            rescaled(drawn, options.augmentation, "train", numbers),
+            "train",
+            numbers,
+            options.second_derivatives,
+            options.score,
+            options.particles,
+            loss_scale(drawn, options.augmentation, "train", numbers),
+        )
 
     def _estimate(self, index: int, group: int) -> Estimate:
         """A group's meta-gradient, of its problems' mean score, with what is told of it."""

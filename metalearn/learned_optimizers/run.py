@@ -12,7 +12,7 @@ from metalearn.learned_optimizers.optimizees import Optimizee
 from metalearn.learned_optimizers.rules import ReplayedRule, UpdateRule
 from metalearn.problem import Inner, Problem
 from metalearn.task import Batch, Split
-from metalearn.tree import Tree, tree_map
+from metalearn.tree import Tree, scale, tree_map
 
 
 class Run(Problem):
@@ -20,7 +20,7 @@ class Run(Problem):
 
     `score`: what counts of a problem's loss: `loss`, `relative` (divided by the run's first) or `log`. The
     last two are ours, for problems of very different scale, and need losses above 0. `particles`:
-    `MetaTrainingOptions.particles`.
+    `MetaTrainingOptions.particles`. The rule sees gradients `loss_scale` times as large as they are.
     """
 
     def __init__(
@@ -32,11 +32,13 @@ class Run(Problem):
         second_derivatives: bool,
         score: str = "loss",
         particles: str = "one_by_one",
+        loss_scale: Float[Tensor, "problems 1"] | None = None,
     ) -> None:
         self.rule, self.optimizee, self.split, self.numbers = rule, optimizee, split, numbers
         self.second_derivatives, self.score, self.shared_loss = second_derivatives, score, score == "loss"
         problems = len(numbers) * optimizee.functions
         self.weight = optimizee.share * problems  # of the mean loss in the total
+        self.loss_scale = loss_scale
         self.lanes = {"one_by_one": 0, "shared": 1, "own": problems}[particles]
 
     def init(self, meta: Tree, rng: torch.Generator) -> Inner:  # noqa: ARG002
@@ -65,7 +67,7 @@ class Run(Problem):
 
     def update(self, meta: Tree, inner: Inner, grads: Tree) -> Inner:
         """One step of the rule."""
-        return self.rule.update(meta, inner, grads, self.optimizee.layout)
+        return self.rule.update(meta, inner, self._seen(grads), self.optimizee.layout)
 
     def replays(self, meta: Tree, inner: Inner) -> bool:
         """Whether the rule has a joint way back through its steps."""
@@ -74,7 +76,7 @@ class Run(Problem):
     def replay(self, meta: Tree, start: Inner, grads: Tree, after: Inner) -> Inner:
         """`after` in a graph."""
         assert isinstance(self.rule, ReplayedRule)
-        return self.rule.replay(meta, start, grads, after)
+        return self.rule.replay(meta, start, self._seen(grads), after)
 
     def outer_loss(self, meta: Tree, params: Tree, batch: Batch) -> Float[Tensor, ""]:
         """The sum of the problems' scores: every point of a run counts (eq. 3)."""
@@ -104,7 +106,7 @@ class Run(Problem):
 
         rules = tree_map(lambda leaf: leaf.flatten(0, 1), metas)
         with torch.no_grad():
-            after = vmap(update)(rules, *(tree_map(apart, tree) for tree in (*inner, grads)))
+            after = vmap(update)(rules, *(tree_map(apart, tree) for tree in (*inner, self._seen(grads))))
         return Inner(
             *(tree_map(lambda leaf: leaf.reshape(count, -1, *leaf.shape[2:]), tree) for tree in after)
         )
@@ -112,6 +114,9 @@ class Run(Problem):
     def batches(self, first: int, count: int) -> list[Batch]:
         """What its points are scored on, `count` of them from the one after `first` steps."""
         return self.optimizee.batches(self.split, self.numbers, first, count)
+
+    def _seen(self, grads: Tree) -> Tree:
+        return grads if self.loss_scale is None else scale(grads, self.loss_scale)
 
     def _scored(self, losses: Float[Tensor, "... problems"]) -> tuple[Tensor, Tensor]:
         """What counts of losses, and its derivatives by them."""
