@@ -58,6 +58,15 @@ class ImitationOptions:
     epsilon: float = number(above=0)
 
 
+@dataclass
+class AugmentationOptions:
+    """Random scaling of training problems; those of evaluation are left as they are."""
+
+    variables: float = number(at_least=0)  # their unit is exp(U[-variables, variables]); 0: 1
+    by: str = choice("coordinate", "tensor", "problem")  # what has a unit of its own
+    loss: float = number(at_least=0)  # the rule descends exp(U[-loss, loss]) times the loss; 0: the loss
+
+
 @register("method", "learned_optimizer", "metalearn.learned_optimizers.meta_train:MetaTraining")
 @dataclass
 class MetaTrainingOptions(OptimizeeOptions):
@@ -74,6 +83,7 @@ class MetaTrainingOptions(OptimizeeOptions):
     clip: float | None = number(above=0)  # largest norm of the meta-gradient; null: none
     particles: str = choice("one_by_one", "shared", "own")  # of evolution and pes: in turn; all in one pass,
     # with a perturbation for all problems; in one pass, with one for each problem
+    augmentation: AugmentationOptions = required()
     horizons: HorizonOptions = required()
     imitation: ImitationOptions = required()
 

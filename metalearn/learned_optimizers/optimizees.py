@@ -1,5 +1,6 @@
 """What learned optimizers optimize: a task and a small network as a distribution of problems."""
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 
@@ -34,6 +35,7 @@ class Optimizee:
     """
 
     kept_bytes = KEPT_BYTES
+    units: Theta | None = None  # of the variables: the network's parameters are these times theta; None: 1
 
     def __init__(
         self, options: OptimizeeOptions, task: Task, network: Network, context: Context, first: int = 0
@@ -73,7 +75,8 @@ class Optimizee:
             torch.randn(shape[0] * shape[1], generator=generator(self.seed, "optimizee", split, number))
             for number in self._own(numbers)
         ]
-        return self.options.deviation * torch.cat(drawn).view(-1, shape[1]).to(self.device)
+        theta = self.options.deviation * torch.cat(drawn).view(-1, shape[1]).to(self.device)
+        return theta if self.units is None else theta / self.units
 
     def batches(self, split: Split, numbers: Sequence[int], first: int, count: int) -> list[Batch]:
         """What the problems are scored on at `count` steps from `first`, of 0 to `horizon`.
@@ -118,12 +121,12 @@ class Optimizee:
     def total(self, theta: Theta, batch: Batch) -> Float[Tensor, ""]:
         """`share` times the sum of the problems' losses, twice differentiable."""
         if self.is_function:
-            return len(theta) * self.share * self._loss(theta, batch)
+            return len(theta) * self.share * self._loss(self._parameters(theta), batch)
         return self.losses(theta, batch).sum()
 
     def losses(self, theta: Theta, batch: Batch) -> Float[Tensor, " problems"]:
         """Each problem's loss, one after the other, twice differentiable."""
-        parts = zip(theta, *self._parts(batch), strict=True)
+        parts = zip(self._parameters(theta), *self._parts(batch), strict=True)
         return torch.stack([self._loss(row, Batch(*pair, batch.key)) for row, *pair in parts])
 
     def total_and_gradient(self, theta: Theta, batch: Batch) -> tuple[Float[Tensor, ""], Theta]:
@@ -132,7 +135,8 @@ class Optimizee:
             losses, grads = self.losses_and_gradients(theta, batch)
             return self.share * losses.sum(), grads
         leaf = theta.detach().requires_grad_()
-        total = self.total(leaf, batch)
+        with torch.enable_grad():
+            total = self.total(leaf, batch)
         return total.detach(), torch.autograd.grad(total, leaf)[0]
 
     def losses_and_gradients(self, theta: Theta, batch: Batch) -> tuple[Float[Tensor, " problems"], Theta]:
@@ -140,16 +144,32 @@ class Optimizee:
         if len(theta) == 1:
             total, grad = self.total_and_gradient(theta, batch)
             return total.view(1) / self.share, grad
-        grads, losses = vmap(grad_and_value(self._loss_of_one))(theta.detach(), *self._parts(batch))
-        return losses, self.share * grads if self.share != 1 else grads
+        at = self._parameters(theta.detach())
+        grads, losses = vmap(grad_and_value(self._loss_of_one))(at, *self._parts(batch))
+        return losses, self._seen(grads)
 
     def of_particles(
         self, theta: Float[Tensor, "particles problems coordinates"], batch: Batch
     ) -> tuple[Float[Tensor, "particles problems"], Float[Tensor, "particles problems coordinates"]]:
         """`losses_and_gradients` of many points of each problem, which see the same batch."""
         of_problems = vmap(grad_and_value(self._loss_of_one))
-        grads, losses = vmap(of_problems, (0, None, None))(theta.detach(), *self._parts(batch))
-        return losses, self.share * grads if self.share != 1 else grads
+        at = self._parameters(theta.detach())
+        grads, losses = vmap(of_problems, (0, None, None))(at, *self._parts(batch))
+        return losses, self._seen(grads)
+
+    def in_units(self, units: Theta) -> "Optimizee":
+        """The same for a few problems, each coordinate counted in units of its own, on the same network."""
+        counted = copy.copy(self)
+        counted.units, counted._kept = units, {}
+        return counted
+
+    def _parameters(self, theta: Tensor) -> Tensor:
+        return theta if self.units is None else self.units * theta
+
+    def _seen(self, grads: Tensor) -> Tensor:
+        """Gradients by theta, `share` times, from those by the parameters."""
+        grads = self.share * grads if self.share != 1 else grads
+        return grads if self.units is None else self.units * grads
 
     def _parts(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """x and y with the problems in front, each a batch of its own."""

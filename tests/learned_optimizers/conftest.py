@@ -1,6 +1,7 @@
 """Small tasks, and how the tests build what they test."""
 
 import dataclasses
+import io
 from types import SimpleNamespace
 
 import pytest
@@ -16,6 +17,7 @@ from metalearn.config import MachineOptions, typed
 from metalearn.hypergradient.config import UnrolledOptions
 from metalearn.hypergradient.unroll import Unrolled
 from metalearn.learned_optimizers.config import (
+    AugmentationOptions,
     HorizonOptions,
     ImitationOptions,
     LstmRuleOptions,
@@ -95,6 +97,7 @@ LEARNED = MetaTrainingOptions(
     test_problems=2, problems=1, groups=1, unroll=3, count_last=False, second_derivatives=False,
     learning_rate=0.01, clip=None, objective="all", score="loss", particles="one_by_one",
     horizons=HorizonOptions("fixed", 3, "none", 3, 4, stagger=False),
+    augmentation=AugmentationOptions(0.0, "coordinate", 0.0),
     imitation=ImitationOptions(0, 0.01, [0.9, 0.999], 1e-8),
 )  # fmt: skip
 TUNED = TunedOptimizersOptions(
@@ -156,6 +159,14 @@ def with_estimator(task: Task, name: str, **settings) -> Context:
     return context(task)._replace(hypergradient=registry.build("hypergradient", chosen))
 
 
+def saved(state):
+    """Through a file, as a checkpoint goes."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    buffer.seek(0)
+    return torch.load(buffer, weights_only=True)
+
+
 @pytest.fixture
 def float64():
     torch.set_default_dtype(torch.float64)
@@ -173,6 +184,7 @@ def kit():
         rule=rule,
         optimizee=optimizee,
         learner=learner,
+        saved=saved,
         tuned=tuned,
         context=context,
         with_estimator=with_estimator,
