@@ -11,8 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from metalearn.learned_optimizers.layout import Layout
-from metalearn.learned_optimizers.memory import kinds, memory_per_parameter
 from metalearn.learned_optimizers.rules import UpdateRule
+from metalearn.learned_optimizers.slots import kinds, memory_per_parameter
 from metalearn.learned_optimizers.stored import PRETRAINED, load
 from metalearn.problem import Inner
 from metalearn.registry import UserError
