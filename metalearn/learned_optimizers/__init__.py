@@ -2,3 +2,4 @@
 
 from metalearn.learned_optimizers import black_box as black_box
 from metalearn.learned_optimizers import config as config
+from metalearn.learned_optimizers import rule_options as rule_options
