@@ -112,7 +112,7 @@ def test_the_hypergradient_of_a_recipe_is_one_switch(name):
     assert recompose([f"recipe={name}", "hypergradient=first_order"]).hypergradient == {"name": "first_order"}
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", _mostly_slow(RUNS))
 def test_recipe_takes_two_steps_at_toy_size(name):
     config = compose([f"recipe={name}", "machine=cpu", *_toy(name)])
     method = build(config).method
@@ -121,7 +121,8 @@ def test_recipe_takes_two_steps_at_toy_size(name):
         assert all(value.isfinite().all() for value in metrics.values())
 
 
-@pytest.mark.parametrize("name", _mostly_slow(PLANS))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PLANS)
 def test_plan_is_whole(name, tmp_path):
     for plan in load(name):
         assert {stage_of(row) for row in plan.table.rows.values()} <= set(plan.stages)
