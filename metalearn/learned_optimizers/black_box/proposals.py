@@ -1,9 +1,7 @@
 """Optimizers that are not learned, in one interface: asked for a point, told its value."""
 
-import warnings
 from abc import ABC, abstractmethod
 
-import optuna
 import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
@@ -40,24 +38,6 @@ class RandomSearch(Proposer):
 
     def tell(self, value: float) -> None:
         """Random search learns nothing."""
-
-
-class OptunaSampler(Proposer):
-    """A sampler of the library optuna, asked and told."""
-
-    def __init__(self, sampler: optuna.samplers.BaseSampler, dimension: int) -> None:
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self.study = optuna.create_study(direction="minimize", sampler=sampler)
-        self.space = {f"x{i}": optuna.distributions.FloatDistribution(0.0, 1.0) for i in range(dimension)}
-        self.trial: optuna.Trial | None = None
-
-    def ask(self, state: Tree) -> Point:  # noqa: ARG002
-        self.trial = self.study.ask(dict(self.space))
-        return torch.tensor([[self.trial.params[name] for name in self.space]], dtype=torch.float64)
-
-    def tell(self, value: float) -> None:
-        assert self.trial is not None
-        self.study.tell(self.trial, value)
 
 
 class TruePrior(Proposer):
@@ -118,14 +98,6 @@ def make_proposer(
     if name == "gp_true":
         assert isinstance(functions, Predicted)
         return TruePrior(functions, dimension, options, seed_of(*key))
-    seed = seed_of(*key) % 2**32  # what numpy takes
-    if name == "tpe":
-        return OptunaSampler(
-            optuna.samplers.TPESampler(seed=seed, n_startup_trials=options.startup), dimension
-        )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        sampler = optuna.samplers.GPSampler(
-            seed=seed, n_startup_trials=options.startup, deterministic_objective=True
-        )
-    return OptunaSampler(sampler, dimension)
+    from metalearn.learned_optimizers.black_box.libraries import sampler  # takes a second
+
+    return sampler(name, options, dimension, key)
