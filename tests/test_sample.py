@@ -99,6 +99,7 @@ def test_one_by_one_is_what_the_network_says_of_the_whole_text(tmp_path):
     assert torch.equal(logits.argmax(1)[6:], symbols[7:])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parts", [LSTM, HYPER, CELL], ids=["lstm", "hyperlstm", "darts cell"])
 def test_the_same_seed_gives_the_same_text(metalearn, tmp_path, parts):
     store(tmp_path, parts)

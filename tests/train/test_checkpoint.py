@@ -145,7 +145,10 @@ def test_reading_touches_no_file_of_a_run_that_goes_on(tmp_path):
     assert checkpoint.read_newest(tmp_path / "absent") is None
 
 
-@pytest.mark.parametrize("kept", [0, 0.1, 0.5, 0.99, "flipped"])
+SELDOM = [pytest.param(kept, marks=pytest.mark.slow) for kept in (0.1, 0.5, 0.99)]
+
+
+@pytest.mark.parametrize("kept", [0, *SELDOM, "flipped"])
 def test_a_torn_newest_falls_back_and_the_run_ends_the_same(tmp_path, capsys, kept):
     whole = train(configuration(tmp_path / "whole"), NoisyQuadratic())
     run = train(configuration(tmp_path / "run"), NoisyQuadratic())
