@@ -30,6 +30,9 @@ def show(what: str, runs: Path, data_dir: Path) -> None:
 def _rows(what: str, runs: Path, data_dir: Path) -> tuple[list[str], list[tuple[str, ...]]]:
     if what == "recipes":
         return ["recipe", "what"], [(name, _first_comment(f"recipe/{name}")) for name in options("recipe")]
+    if what == "mixtures":  # they differ by their files alone
+        mixtures = [name for name in options("mixture") if name != "none"]
+        return ["mixture", "what"], [(name, _first_comment(f"mixture/{name}")) for name in mixtures]
     if what == "problems":
         problems = [name for name in options("diagnose") if name != "run"]  # which is for --run
         return ["problem", "what"], [(name, _first_comment(f"diagnose/{name}")) for name in problems]

@@ -40,12 +40,15 @@ def _curve(rule: UpdateRule, meta: Tree, optimizee: Optimizee, split: Split, cou
 def summary(split: Split, curve: Float[Tensor, "points problems"]) -> Metrics:
     """The mean last loss, the mean log10 loss of whole runs, and the share of runs that left the finite.
 
-    A loss that is not finite counts as that run's first one, so that divergence ends no training.
+    `log_ratio` is the mean of log10(last / first), in which problems count alike whatever their scale. A loss
+    that is not finite counts as that run's first one, so that divergence ends no training.
     """
     shown = torch.where(curve.isfinite(), curve, curve[:1])
+    logs = shown.clamp_min(torch.finfo(shown.dtype).tiny).log10()
     return {
         f"{split}/final_loss": shown[-1].mean(),
-        f"{split}/mean_log_loss": shown.clamp_min(torch.finfo(shown.dtype).tiny).log10().mean(),
+        f"{split}/log_ratio": (logs[-1] - logs[0]).mean(),
+        f"{split}/mean_log_loss": logs.mean(),
         f"{split}/diverged": (~curve.isfinite().all(0)).to(curve.dtype).mean(),
     }
 
