@@ -1,6 +1,5 @@
 """The method in the loop's hands: resume, evaluation, learning, what it leaves behind."""
 
-import io
 import json
 
 import pytest
@@ -13,14 +12,6 @@ from metalearn.problem import inner_step
 from metalearn.registry import UserError
 from metalearn.rng import generator
 from metalearn.train.checkpoint import tensors
-
-
-def _saved(state):
-    """Through a file, as a checkpoint goes."""
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    buffer.seek(0)
-    return torch.load(buffer, weights_only=True)
 
 
 @pytest.mark.parametrize("stop", [1, 2, 5])
@@ -37,7 +28,7 @@ def test_resume_is_bit_exact(kit, task, stop):
     for index in range(stop):
         first.step(index)
     first.evaluate("valid")
-    second.load_state_dict(_saved(first.state_dict()))
+    second.load_state_dict(kit.saved(first.state_dict()))
     resumed = [second.step(index)["train/meta_loss"] for index in range(stop, 8)]
 
     assert torch.equal(torch.stack(resumed), torch.stack(losses[stop:]))
@@ -83,7 +74,7 @@ def test_learns(kit, task, ratio):
 def test_evaluation_is_fixed_and_leaves_the_state(kit):
     method = MetaTraining(kit.learned(), kit.context(kit.Blobs()))
     method.step(0)
-    before = _saved(method.state_dict())
+    before = kit.saved(method.state_dict())
     first, again = method.evaluate("valid"), method.evaluate("valid")
     assert first == again
     assert first["valid/final_loss"] != method.evaluate("test")["test/final_loss"]
@@ -191,7 +182,7 @@ def test_resume_is_bit_exact_by_values_too(kit, name, stop):
     losses = [whole.step(index)["train/meta_loss"] for index in range(5)]
     for index in range(stop):
         first.step(index)
-    second.load_state_dict(_saved(first.state_dict()))
+    second.load_state_dict(kit.saved(first.state_dict()))
     resumed = [second.step(index)["train/meta_loss"] for index in range(stop, 5)]
 
     assert torch.equal(torch.stack(resumed), torch.stack(losses[stop:]))
@@ -200,10 +191,10 @@ def test_resume_is_bit_exact_by_values_too(kit, name, stop):
     assert [place for place, _ in states[0]] == [place for place, _ in states[1]]
     assert all(torch.equal(a, b) for (_, a), (_, b) in zip(*states, strict=True))
     without = fresh()
-    without.load_state_dict({**_saved(first.state_dict()), "carries": [None]})
+    without.load_state_dict({**kit.saved(first.state_dict()), "carries": [None]})
     without.step(stop)
     again = fresh()
-    again.load_state_dict(_saved(first.state_dict()))
+    again.load_state_dict(kit.saved(first.state_dict()))
     again.step(stop)
     lost = all(torch.equal(without.meta[key], leaf) for key, leaf in again.meta.items())
     assert lost == (stop == 3)  # where a new run starts there is nothing to lose
@@ -219,7 +210,7 @@ def test_a_situation_of_particles_is_a_run_of_its_own(kit):
     )
     for index in range(5):
         method.step(index)
-    before = _saved(method.state_dict())
+    before = kit.saved(method.state_dict())
     (found,) = method.situations(5)
 
     run, _ = method.run(5, 0)
