@@ -1,9 +1,10 @@
-"""Learned optimizers at work on a user's network: one step of each rule beside `torch.optim.Adam(foreach=True)`.
+"""Learned optimizers at work on a user's network: one step of each rule beside torch's Adam (foreach).
 
-A perceptron 784-700-700-10 of 1,047,910 parameters with gradients that are there already; rules as conf/rule has
-them, fresh. `uv run python -m benchmarks.learned_optimizer_applied [RULE...] [--save]`.
+A perceptron 784-700-700-10 of 1,047,910 parameters with gradients that are there already; rules as conf/rule
+has them, fresh. `uv run python -m benchmarks.learned_optimizer_applied [RULE...] [--save]`.
 """
 
+import itertools
 import sys
 from collections.abc import Callable
 
@@ -23,7 +24,7 @@ CALLS = 3  # steps of a sample
 
 def network() -> nn.Module:
     sizes = [784, 700, 700, 10]
-    layers = [nn.Linear(before, after) for before, after in zip(sizes, sizes[1:], strict=False)]
+    layers = [nn.Linear(before, after) for before, after in itertools.pairwise(sizes)]
     for layer in layers:
         for leaf in layer.parameters():
             leaf.grad = 1e-3 * torch.randn(leaf.shape, generator=generator("gradient", *leaf.shape))

@@ -98,7 +98,10 @@ def with_torchopt(cases: Sequence[Case]) -> Callable[[], object]:
     def update(grads: Any, state: Any, *, params: Any = None, inplace: bool = True) -> Any:  # noqa: ARG001
         return lstm.updates(grads, state)
 
-    transformation = torchopt.base.GradientTransformation(lambda params: [None, None], update)  # type: ignore[arg-type]
+    def init(params: Any) -> Any:  # noqa: ARG001
+        return [None, None]
+
+    transformation = torchopt.base.GradientTransformation(init, update)  # type: ignore[arg-type]
 
     def unroll(case: Case) -> None:
         _restart(case)
