@@ -78,7 +78,9 @@ TOY = {
         "task.batch=4", "task.pieces=150", "task.train_pairs=200", "network.units=8",
     ],
     "hypernetworks/": ["task=python_docs", "task.batch=2", "task.time=4", "network.units=8"],
-    "learned_optimizers/cifar": ["task=digits", "task.batch=4", "task.valid_size=20", "method.horizon=20"],
+    "learned_optimizers/cifar": [
+        "task=digits", "task.batch=4", "task.valid_size=20", "method.horizon=20", "method.valid_problems=2",
+    ],
     "learned_optimizers/neural_art": [
         "task.side=16", "task.features=random", "task.thinning=16", "task.content_layers=[conv2_1]",
         "task.style_layers=[conv1_1,conv2_1]", "method.valid_problems=2",
