@@ -12,7 +12,7 @@ from torch import Tensor
 
 from metalearn.learned_optimizers.layout import Layout
 from metalearn.learned_optimizers.rules import UpdateRule
-from metalearn.learned_optimizers.slots import kinds, memory_per_parameter
+from metalearn.learned_optimizers.slots import kept, memory_per_parameter
 from metalearn.learned_optimizers.stored import PRETRAINED, load
 from metalearn.problem import Inner
 from metalearn.registry import UserError
@@ -160,7 +160,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         parts = list(layout.unflatten((change * group["lr"])[0]).values())
         state["slots"] = after.slots
         if not all(present):
-            state["slots"] = self._kept(before, after.slots, layout, present)
+            state["slots"] = kept(self.rule, layout, before, after.slots, present)
             tensors, parts = _where(present, tensors), _where(present, parts)
         torch._foreach_add_(tensors, parts)
 
@@ -178,48 +178,30 @@ class LearnedOptimizer(torch.optim.Optimizer):
             self._metas[device, dtype] = {key: leaf.to(device, dtype) for key, leaf in self.meta.items()}
         return self._metas[device, dtype]
 
-    def _kept(self, before: Tree, after: Tree, layout: Layout, present: Sequence[bool]) -> Tree:
-        """The memory after a step that only some tensors took part in: the others keep theirs.
-
-        What a rule remembers of neither single coordinates nor tensors, as a count of steps, goes on.
-        """
-        there = torch.tensor(present, device=layout.counts.device)
-        masks = {"coordinate": layout.spread(there), "tensor": there}
-        slots = dict(after)
-        for name, kind in kinds(self.rule).items():
-            if kind in masks:
-                mask = masks[kind].view(1, -1, *[1] * (after[name].dim() - 2))
-                slots[name] = torch.where(mask, after[name], before[name])
-        return slots
-
     def _check_state(self, given: dict[str, Any]) -> None:
         """Refuse a state that another rule or another model has made."""
-        known = kinds(self.rule)
         for saved, group in zip(given["param_groups"], self.param_groups, strict=False):
-            sizes = [tensor.numel() for tensor in group["params"]]
-            if len(sizes) != len(saved["params"]):
+            if len(saved["params"]) != len(group["params"]):
                 return  # torch refuses it
             for name in saved["params"]:
                 if name in given["state"]:
-                    _check_slots(given["state"][name], known, sizes)
+                    self._check_batch(given["state"][name], group)
 
-
-def _check_slots(state: dict[str, Any], known: dict[str, str], sizes: Sequence[int]) -> None:
-    """Refuse a batch that remembers other than the rule's `known` slots, or of tensors of other sizes."""
-    slots, members = state.get("slots", {}), state.get("members", [])
-    if slots.keys() != known.keys():
-        raise UserError(
-            f"load_state_dict: the state holds {', '.join(slots) or 'no slots'}; this rule remembers "
-            f"{', '.join(known) or 'nothing'}: load it into an optimizer of the rule that made it"
-        )
-    wanted = {"coordinate": sum(sizes[place] for place in members), "tensor": len(members)}
-    for name, leaf in slots.items():
-        size = wanted.get(known[name])
-        if size is not None and leaf.shape[1] != size:
+    def _check_batch(self, state: dict[str, Any], group: Group) -> None:
+        tensors = [group["params"][place] for place in state.get("members", [0])]
+        layout = Layout({str(place): leaf.shape for place, leaf in enumerate(tensors)}, tensors[0].device)
+        fresh = self.rule.slots(_flat(tensors, _working(tensors[0])), layout)
+        wanted = {name: list(leaf.shape) for name, leaf in fresh.items()}
+        found = {name: list(leaf.shape) for name, leaf in state.get("slots", {}).items()}
+        if found != wanted:
             raise UserError(
-                f"load_state_dict: {name} is of {leaf.shape[1]} {known[name]}s, the model here has {size}; "
-                "load a state that was made on this very model"
+                f"load_state_dict: got {_shown(found)}; this rule and model have {_shown(wanted)}: load a "
+                "state of the same rule on the same model"
             )
+
+
+def _shown(shapes: dict[str, list[int]]) -> str:
+    return ", ".join(f"{name} {shape}" for name, shape in shapes.items()) or "no slots"
 
 
 def _check(group: Group) -> None:
