@@ -16,7 +16,7 @@ import torch
 
 FLAGS = ("-std=gnu11", "-O3", "-march=native", "-fPIC", "-shared")
 PARALLEL = "-fopenmp"  # torch's own OpenMP is loaded already and has the same name
-HEADER = Path(__file__).with_name("kernels.h")  # what sources may include
+HEADERS = Path(__file__).parent  # the folder of those that sources may include
 REALS = {torch.float32: "float", torch.float64: "double"}
 PATIENCE = 60  # seconds that a compiler may take; it takes two
 
@@ -59,7 +59,7 @@ def _library(compiler: str, real: str, source: Path) -> Path:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as room:
         made = Path(room) / path.name
-        command = [compiler, *FLAGS, f"-I{HEADER.parent}", f"-DREAL={real}", str(source), "-o", str(made)]
+        command = [compiler, *FLAGS, f"-I{HEADERS}", f"-DREAL={real}", str(source), "-o", str(made)]
         try:
             _run([*command, PARALLEL])
         except subprocess.CalledProcessError:
@@ -83,7 +83,7 @@ def _digest(compiler: str, source: Path) -> str:
     """Of all that decides what the compiler makes; `-march=native` is the processor's."""
     parts = [
         source.read_text(),
-        HEADER.read_text(),
+        *(header.read_text() for header in sorted(HEADERS.glob("*.h"))),
         " ".join(FLAGS),
         compiler,
         _run([compiler, "--version"]),

@@ -12,7 +12,7 @@ def test_a_changed_header_is_another_library(tmp_path, monkeypatch):
     if kernels._compiler() is None:
         pytest.skip("no C compiler here")
     monkeypatch.setenv("METALEARN_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setattr(kernels, "HEADER", tmp_path / "kernels.h")
+    monkeypatch.setattr(kernels, "HEADERS", tmp_path)
     (tmp_path / "source.c").write_text(SOURCE)
     for answer in ("1", "2"):
         (tmp_path / "kernels.h").write_text(f"#define ANSWER {answer}\n")

@@ -8,30 +8,14 @@
 
 #pragma GCC optimize("no-math-errno", "no-trapping-math") /* lets choices be vectorised */
 
-#include "kernels.h"
+#include "blocks.h"
 
-#include <stdlib.h>
-#include <string.h>
-
-#ifdef __AVX512F__
-#define WIDTH 64 /* bytes of a vector */
-#define TILE 4   /* vectors of coordinates that products hold in registers, four sums each */
-#else
-#define WIDTH 32
-#define TILE 2
-#endif
-#define LANES ((long)(WIDTH / sizeof(REAL)))
-#define BLOCK (4 * LANES)
-#define SOME 4 /* rows that products make at once */
-typedef REAL vec __attribute__((vector_size(WIDTH)));
 typedef REAL four __attribute__((vector_size(4 * sizeof(REAL)), aligned(sizeof(REAL))));
 #if IS_DOUBLE(REAL)
 typedef int64_t choice __attribute__((vector_size(32)));
 #else
 typedef int32_t choice __attribute__((vector_size(16)));
 #endif
-
-#define INLINE static inline __attribute__((always_inline))
 
 typedef struct {
     long inputs, layers, hidden, coordinates, steps;
@@ -43,15 +27,6 @@ typedef struct {
     REAL *forward, *back, *bias;
     long inputs, rows, wide; /* wide: rows rounded up to whole vectors */
 } Layer;
-
-INLINE long upto(long number, long multiple) { return (number + multiple - 1) / multiple * multiple; }
-
-static REAL *room(long numbers) {
-    void *memory = 0;
-    long bytes = upto(numbers * (long)sizeof(REAL) + 1, 64);
-    if (posix_memalign(&memory, 64, bytes)) abort(); /* a block's few hundred kilobytes */
-    return memset(memory, 0, bytes);
-}
 
 INLINE REAL sigmoid(REAL x) {
     REAL e = exponential(-FABS(x));
@@ -114,26 +89,6 @@ static void transpose(REAL *to, long wide, const REAL *from, long apart, long ro
 static void gather(REAL *to, const REAL *from, long width, long count) {
     if (!from || count < BLOCK) memset(to, 0, width * BLOCK * sizeof(REAL));
     if (from) transpose(to, BLOCK, from, width, count, width);
-}
-
-/* out[j] = bias[j] + sum over k of weight[k][j] x[k], all rows of a block; `bias` may be NULL. */
-static void product(REAL *out, const REAL *x, const REAL *packed, const REAL *bias, long rows, long columns) {
-    for (long j = 0; j < columns; j += SOME, packed += SOME * rows)
-        for (long b = 0; b < BLOCK; b += TILE * LANES) {
-            vec sums[SOME][TILE];
-            for (long i = 0; i < SOME; i++)
-                for (long v = 0; v < TILE; v++) sums[i][v] = (vec){0} + (bias ? bias[j + i] : 0);
-            for (long k = 0; k < rows; k++) {
-                const vec *here = (const vec *)(x + k * BLOCK + b);
-                const REAL *w = packed + SOME * k;
-#pragma GCC unroll 4
-                for (long i = 0; i < SOME; i++)
-#pragma GCC unroll 4
-                    for (long v = 0; v < TILE; v++) sums[i][v] += here[v] * w[i];
-            }
-            for (long i = 0; i < SOME; i++)
-                for (long v = 0; v < TILE; v++) *(vec *)(out + (j + i) * BLOCK + b + v * LANES) = sums[i][v];
-        }
 }
 
 /* total[j][k] += sum over the block of grads[j] rows[.][k], for `many` j from `j` on. */
