@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from metalearn.learned_optimizers.schedule import Schedule
 from metalearn.learned_optimizers.stored import save
 from metalearn.method import Bilevel, Context, Situation
 from metalearn.problem import Inner
+from metalearn.processes import Processes
 from metalearn.registry import UserError, build, names
 from metalearn.rng import generator
 from metalearn.task import Metrics, Split
@@ -46,7 +48,7 @@ class MetaTraining(Bilevel):
         self.schedule = Schedule(options, context.seed)
         self.estimator = checked(context.hypergradient, options)
         self.options, self.seed, self.machine = options, context.seed, context.machine
-        self.own = self.machine.processes.share(range(options.groups))  # the groups of this process
+        self.own = _share(options.groups, context.machine.processes)  # the groups of this process
         self.family = family(options, context)
         self.learns_on = self.family.spec
         self.rule = _rule(context)
@@ -206,6 +208,16 @@ class MetaTraining(Bilevel):
             with self.machine.autocast():
                 _, inner = play(run, self.meta, inner, Segment(self.segment(run, part).inner, {}))
         return inner
+
+
+def _share(groups: int, processes: Processes) -> Sequence[int]:
+    """Raises UserError if the groups do not divide evenly."""
+    if groups % processes.size:
+        raise UserError(
+            f"method.groups: got {groups}, must be a multiple of the processes, {processes.size}; set "
+            f"method.groups={processes.size}, or start as many as divide it (torchrun --nproc-per-node)"
+        )
+    return processes.share(range(groups))
 
 
 def _rule(context: Context) -> UpdateRule:

@@ -139,8 +139,8 @@ def context(task: Task, steps: int = 10, seed: int = 0) -> Context:
 
 
 def learner(task: Task, estimator: str | None = None, settings=None, **changes) -> MetaTraining:
-    """Meta-training of the LSTM on a task; options of the rule and of the method by their names."""
-    ours = {key: changes.pop(key) for key in [*changes] if hasattr(RULE, key)}
+    """Meta-training of the LSTM on a task; options of the method, or else of the rule, by their names."""
+    ours = {key: changes.pop(key) for key in [*changes] if hasattr(RULE, key) and not hasattr(LEARNED, key)}
     found = context(task) if estimator is None else with_estimator(task, estimator, **(settings or {}))
     return MetaTraining(learned(**changes), found._replace(rule=rule(**ours)))
 

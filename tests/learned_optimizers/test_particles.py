@@ -73,14 +73,9 @@ def test_a_perturbation_for_each_problem(kit, float64, estimator, score):  # noq
 def test_a_perturbation_for_each_problem_has_less_variance(kit, float64):  # noqa: ARG001
     """Same mean, and the more problems the nearer."""
     exact = _method(kit, "unrolled", "one_by_one", settings={}, second_derivatives=True, unroll=6)
-    segment = exact.segment(exact.run(0, 0)[0], 0)
-    wanted = exact.estimator.estimate(
-        exact.run(0, 0)[0],
-        exact.meta,
-        exact.run(0, 0)[0].init(exact.meta, generator(0)),
-        segment,
-        generator(0),
-    ).grad
+    run, _ = exact.run(0, 0)
+    start, segment = run.init(exact.meta, generator(0)), exact.segment(run, 0)
+    wanted = exact.estimator.estimate(run, exact.meta, start, segment, generator(0)).grad
     errors = {}
     for particles in ("shared", "own"):
         method = _method(kit, "evolution", particles, settings={"pairs": 64, "deviation": 0.002}, unroll=6)
@@ -107,7 +102,5 @@ def test_a_swarm_survives_a_checkpoint(kit, particles, stop):
 
 
 def test_estimators_without_particles_refuse_them(kit):
-    with pytest.raises(
-        UserError, match="method.particles: got own, .* choose hypergradient=pes or evolution"
-    ):
+    with pytest.raises(UserError, match=r"method.particles: got own, .* hypergradient=pes or evolution"):
         kit.learner(kit.Blobs(), particles="own")
