@@ -2,13 +2,15 @@
 
 import pytest
 
-from metalearn import cli
+from metalearn import cli, registry
 from metalearn.build import build
 from metalearn.compose import compose, options, recompose
+from metalearn.machine import Machine
 from metalearn.replicate import load
 from metalearn.replicate.check import check_run
 from metalearn.replicate.jobs import jobs
 from metalearn.report.plan import stage_of
+from metalearn.rng import generator
 
 cli.register_all()
 RECIPES = options("recipe")
@@ -114,9 +116,23 @@ def test_the_hypergradient_of_a_recipe_is_one_switch(name):
     assert recompose([f"recipe={name}", "hypergradient=first_order"]).hypergradient == {"name": "first_order"}
 
 
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """An optimizer on disk, for the recipes that apply one."""
+    from metalearn.learned_optimizers import stored
+
+    folder = tmp_path_factory.mktemp("trained")
+    config = compose(["rule=lstm", "rule.hidden=2"])
+    rule = registry.build("rule", config.rule, machine=Machine(config.machine))
+    stored.save(folder, rule, rule.init(generator(0)), {})
+    return str(folder)
+
+
 @pytest.mark.parametrize("name", _mostly_slow(RUNS))
-def test_recipe_takes_two_steps_at_toy_size(name):
+def test_recipe_takes_two_steps_at_toy_size(name, trained):
     config = compose([f"recipe={name}", "machine=cpu", *_toy(name)])
+    if config.method.name == "applied_optimizer":
+        config.method.optimizer = trained
     method = build(config).method
     for index in range(2):
         metrics = method.step(index)
