@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from metalearn.inner_optimizers import safe_sqrt
 from metalearn.learned_optimizers.factored import Factors
+from metalearn.learned_optimizers.fused.perceptron import Perceptron, Place, fusable, fused_perceptron
 from metalearn.learned_optimizers.layout import Layout
 from metalearn.learned_optimizers.rule_options import MlpRuleOptions
 from metalearn.learned_optimizers.rules import UpdateRule
@@ -32,6 +33,7 @@ class MlpRule(UpdateRule):
         self.options = options
         self.features = 4 + 2 * len(options.decays) + (2 + len(options.decays)) * options.factored
         self.propose = machine.compile(self._propose)
+        self.fused = machine.options.fused and not options.factored
 
     def init(self, rng: torch.Generator) -> Tree:
         """Maps of deviation 1/sqrt(inputs), truncated at two of them; biases 0."""
@@ -58,6 +60,8 @@ class MlpRule(UpdateRule):
     def update(self, meta: Tree, inner: Inner, grads: Tree, layout: Layout) -> Inner:
         """Momenta and mean squares, then the perceptron."""
         theta, grad, slots = inner.params["theta"], grads["theta"], inner.slots
+        if self.fused and fusable(theta, grad, slots["momenta"], slots["square"], *meta.values()):
+            return self._at_once(meta, inner, grad, layout)
         decays = theta.new_tensor(self.options.decays).unsqueeze(1)
         after = {
             "momenta": torch.lerp(grad.unsqueeze(1), slots["momenta"], decays),
@@ -68,10 +72,24 @@ class MlpRule(UpdateRule):
         if self.options.factored:
             more = self._factored(grad, slots, after, layout)
             features = torch.cat([features, more], 1)
-        scales = layout.means(features * features)
-        features = features * layout.spread(_inverse_root(scales))
-        step = self.propose(meta, features, self._time(slots["steps"], theta))
+        roots = safe_sqrt(layout.means(features * features))
+        seen = features / layout.spread(torch.where(roots > 0, roots, 1.0))
+        step = self.propose(meta, seen, self._time(slots["steps"], theta))
         return Inner({"theta": theta - step}, after)
+
+    def _at_once(self, meta: Tree, inner: Inner, grad: Tensor, layout: Layout) -> Inner:
+        """Without a graph, by the kernel."""
+        options, slots, theta = self.options, inner.slots, inner.params["theta"]
+        weight, time = meta["layer.0.weight"], self._time(slots["steps"], theta)
+        maps = [weight[: self.features], meta["layer.0.bias"] + time @ weight[self.features :]]
+        for layer in range(1, len(options.hidden) + 1):
+            maps += [meta[f"layer.{layer}.weight"], meta[f"layer.{layer}.bias"]]
+        numbers = (options.epsilon, options.step_multiplier, options.magnitude_multiplier)
+        rule = Perceptron(options.decays, options.square_decay, *numbers)
+        place = Place(theta, slots["momenta"], slots["square"])
+        after = fused_perceptron(rule, maps, layout.sizes, place, grad)
+        memory = {"momenta": after.momenta, "square": after.square, "steps": slots["steps"] + 1}
+        return Inner({"theta": after.theta}, memory)
 
     def _kept(self, old: Tensor, new: Tensor) -> Tensor:
         return self.options.square_decay * old + (1 - self.options.square_decay) * new
@@ -116,9 +134,3 @@ class MlpRule(UpdateRule):
         direction, magnitude = x.unbind(1)
         scale = torch.exp(self.options.magnitude_multiplier * magnitude)
         return self.options.step_multiplier * direction * scale
-
-
-def _inverse_root(x: Tensor) -> Tensor:
-    """1/sqrt(x), and 0 with derivative 0 at 0."""
-    positive = x > 0
-    return torch.where(positive, torch.where(positive, x, 1.0).rsqrt(), 0.0)

@@ -62,7 +62,8 @@ class NtmBfgs(UpdateRule):
         seen = torch.stack([grads["theta"], slots["seen"]], -1).flatten(0, 1)
         heads, state = self.propose(meta, seen, state, len(theta))
         step, vector, left, right = self._split(heads.view(*theta.shape, -1).mT)
-        after = {"seen": self.memory.read(slots, vector), **self.memory.write(slots, left, right)}
+        seen = self.memory.read(slots, vector).to(theta.dtype)
+        after = {"seen": seen, **self.memory.write(slots, left, right)}
         after |= {name: leaf.view(*theta.shape, -1) for name, leaf in state.items()}
         return Inner({"theta": theta + self.options.output_scale * step}, after)
 
