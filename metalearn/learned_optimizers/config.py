@@ -67,6 +67,19 @@ class AugmentationOptions:
     loss: float = number(at_least=0)  # the rule descends exp(U[-loss, loss]) times the loss; 0: the loss
 
 
+@dataclass
+class UpdatesOptions:
+    """What is shown of a trained optimizer's updates (appendix B)."""
+
+    steps: int = number(at_least=0)  # of a run, from its start; 0: nothing is shown
+    points: int = number(at_least=2)  # gradients that are put in the place of the present one
+    reach: float | None = number(above=0)  # the largest of them; null: the largest that the run has seen
+    adam_learning_rate: float = number(above=0)  # of the optimizers beside it
+    sgd_learning_rate: float = number(above=0)
+    betas: list[float] = required()
+    epsilon: float = number(above=0)
+
+
 @register("method", "learned_optimizer", "metalearn.learned_optimizers.meta_train:MetaTraining")
 @dataclass
 class MetaTrainingOptions(OptimizeeOptions):
@@ -86,19 +99,7 @@ class MetaTrainingOptions(OptimizeeOptions):
     augmentation: AugmentationOptions = required()
     horizons: HorizonOptions = required()
     imitation: ImitationOptions = required()
-
-
-@dataclass
-class UpdatesOptions:
-    """What is shown of a trained optimizer's updates (appendix B)."""
-
-    steps: int = number(at_least=1)  # of a run, from its start
-    points: int = number(at_least=2)  # gradients that are put in the place of the present one
-    reach: float | None = number(above=0)  # the largest of them; null: the largest that the run has seen
-    adam_learning_rate: float = number(above=0)  # of the optimizers beside it
-    sgd_learning_rate: float = number(above=0)
-    betas: list[float] = required()
-    epsilon: float = number(above=0)
+    updates: UpdatesOptions = required()
 
 
 @dataclass

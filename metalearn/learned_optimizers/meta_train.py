@@ -21,6 +21,7 @@ from metalearn.learned_optimizers.rules import UpdateRule
 from metalearn.learned_optimizers.run import Run
 from metalearn.learned_optimizers.schedule import Schedule
 from metalearn.learned_optimizers.stored import save
+from metalearn.learned_optimizers.updates import write_updates
 from metalearn.method import Bilevel, Context, Situation
 from metalearn.problem import Inner
 from metalearn.processes import Processes
@@ -126,13 +127,16 @@ class MetaTraining(Bilevel):
         self.curves = {}
 
     def artifacts(self, folder: Path) -> None:
-        """`optimizer.safetensors`, `optimizer.json` with its rule, `summary.json`, the last curves."""
+        """The rule (`save`), `summary.json`, the last curves, and its updates if they are asked for."""
         self.save(folder)
         (folder / "summary.json").write_text(json.dumps({"parameters": count(self.meta)}) + "\n")
         split = "test" if "test" in self.curves else "valid"
         if split not in self.curves:
             self.evaluate("valid")
         write_trajectories(folder, {SERIES: self.curves[split]})
+        if self.options.updates.steps:
+            optimizee = self.family.evaluation("valid")[0][0]
+            write_updates(folder, self.rule, detach(self.meta), optimizee, self.options.updates)
 
     def save(self, folder: Path, **origin: str | None) -> None:
         """The rule as it stands, for `stored.load`; `origin` is written beside it."""

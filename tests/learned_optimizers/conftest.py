@@ -23,6 +23,7 @@ from metalearn.learned_optimizers.config import (
     LstmRuleOptions,
     MetaTrainingOptions,
     TunedOptimizersOptions,
+    UpdatesOptions,
 )
 from metalearn.learned_optimizers.meta_train import MetaTraining
 from metalearn.learned_optimizers.optimizees import Optimizee
@@ -99,6 +100,7 @@ LEARNED = MetaTrainingOptions(
     horizons=HorizonOptions("fixed", 3, "none", 3, 4, stagger=False),
     augmentation=AugmentationOptions(0.0, "coordinate", 0.0),
     imitation=ImitationOptions(0, 0.01, [0.9, 0.999], 1e-8),
+    updates=UpdatesOptions(0, 9, None, 0.1, 0.03, [0.9, 0.999], 1e-8),
 )  # fmt: skip
 TUNED = TunedOptimizersOptions(
     name="tuned_optimizers", horizon=6, deviation=0.5, function_gradients="own", valid_problems=2,

@@ -102,10 +102,9 @@ def test_the_run_is_the_trained_optimizers_own(found):
 @pytest.mark.slow  # draws
 def test_a_network_on_minibatches_is_shown_too(kit, tmp_path):
     """By the LSTM; the reach is then the largest gradient of the run; no more steps than a run has."""
-    learner = kit.learner(kit.Blobs())
     options = UpdatesOptions(**{**vars(OPTIONS), "reach": None, "steps": 32})
-    optimizee = learner.family.optimizee
-    write_updates(tmp_path, learner.rule, learner.meta, optimizee, options)
+    learner = kit.learner(kit.Blobs(), updates=options)
+    learner.artifacts(tmp_path)
     record = json.loads((tmp_path / "updates.json").read_text())
     assert len(record["coordinates"]) == 2
     assert [len(record["updates"][name][0]) for name in (LEARNED, "ADAM", "SGD")] == [6, 6, 6]
@@ -115,5 +114,5 @@ def test_a_network_on_minibatches_is_shown_too(kit, tmp_path):
     words = {element.text for element in root.iter() if element.tag.endswith("text")}
     assert {LEARNED, "ADAM", "SGD", "step 6", "proposed update"} <= words
     again = (tmp_path / "updates.svg").read_bytes()
-    write_updates(tmp_path, learner.rule, learner.meta, optimizee, options)
+    write_updates(tmp_path, learner.rule, learner.meta, learner.family.optimizee, options)
     assert (tmp_path / "updates.svg").read_bytes() == again
