@@ -14,11 +14,17 @@ LARGEST_P = 80  # exp(-p) is a normal float32
 
 
 def fusable(stack: Stack, *tensors: Tensor) -> bool:
-    """Whether the kernel may run: on the CPU in full precision, of one type, outside every transformation."""
-    like = tensors[0]
-    alike = all(tensor.dtype == like.dtype and tensor.device.type == "cpu" for tensor in tensors)
+    """Whether the kernel may run."""
+    return untransformed(*tensors) and stack.p < LARGEST_P and library(tensors[0].dtype) is not None
+
+
+def untransformed(*tensors: Tensor) -> bool:
+    """On the CPU and of one type, not under autocast, within no trace, vmap, functional or forward mode."""
+    dtype = tensors[0].dtype
+    alike = all(tensor.dtype == dtype and tensor.device.type == "cpu" for tensor in tensors)
     plain = not torch.compiler.is_compiling() and not torch.is_autocast_enabled("cpu")
-    return alike and plain and not _transformed() and stack.p < LARGEST_P and library(like.dtype) is not None
+    outside = torch.autograd.forward_ad._current_level < 0
+    return alike and plain and outside and not torch._C._are_functorch_transforms_active()
 
 
 def fused_step(
@@ -80,8 +86,3 @@ class _Step(torch.autograd.Function):
 def _given(stack: Stack, seen: Tensor, tensors: Any) -> Given:
     parts = 2 * stack.layers
     return Given(seen.unsqueeze(0), tensors[:parts], tensors[parts:])
-
-
-def _transformed() -> bool:
-    """Within vmap, a functional derivative or forward mode."""
-    return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
