@@ -31,6 +31,7 @@ from metalearn.machine import Machine
 from metalearn.method import Context
 from metalearn.networks import Mlp, Point
 from metalearn.options import MlpOptions, PointOptions
+from metalearn.problem import Inner
 from metalearn.rng import generator, seeded
 from metalearn.task import Batch, Task, TaskSpec
 
@@ -169,6 +170,29 @@ def saved(state):
     return torch.load(buffer, weights_only=True)
 
 
+def build_rule(name: str, **changes):
+    """A rule of the group with the options of conf/, but for `changes`."""
+    stored = OmegaConf.to_container(OmegaConf.load(CONF / "rule" / f"{name}.yaml"))
+    options = typed(registry.entry("rule", name).options, stored | changes, "rule.")
+    return registry.build("rule", options, machine=context(Blobs()).machine)
+
+
+def moved(rule, dtype=torch.float64):
+    """Fresh meta-parameters, moved off the zeros that some of them begin with."""
+    rng, fresh = generator("moved"), rule.init(generator("weights"))
+    return {
+        key: (leaf + 0.1 * torch.randn(leaf.shape, generator=rng)).to(dtype) for key, leaf in fresh.items()
+    }
+
+
+def follow(rule, meta, theta, gradients, layout):
+    """Where a rule comes to from `theta` with given gradients, and its memory there."""
+    inner = Inner({"theta": theta}, rule.slots(theta, layout))
+    for grad in gradients:
+        inner = rule.update(meta, inner, {"theta": grad}, layout)
+    return inner
+
+
 @pytest.fixture
 def float64():
     torch.set_default_dtype(torch.float64)
@@ -184,6 +208,9 @@ def kit():
         Blobs=Blobs,
         learned=learned,
         rule=rule,
+        build_rule=build_rule,
+        moved=moved,
+        follow=follow,
         optimizee=optimizee,
         learner=learner,
         saved=saved,

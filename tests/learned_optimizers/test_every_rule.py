@@ -4,19 +4,16 @@ import math
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 from torch.func import vmap
 
 import metalearn.learned_optimizers  # noqa: F401
 from metalearn import registry
-from metalearn.compose import CONF
-from metalearn.config import typed
 from metalearn.hypergradient.base import Segment
 from metalearn.hypergradient.config import UnrolledOptions
 from metalearn.hypergradient.unroll import Unrolled
 from metalearn.learned_optimizers.layout import Layout
 from metalearn.learned_optimizers.run import Run
-from metalearn.problem import Inner, inner_step, loss_and_gradient
+from metalearn.problem import inner_step, loss_and_gradient
 from metalearn.rng import generator
 from metalearn.tree import add, detach, dot
 
@@ -50,34 +47,13 @@ STENCIL = {-2: 1 / 12, -1: -8 / 12, 1: 8 / 12, 2: -1 / 12}  # fourth order
 every_rule = pytest.mark.parametrize(("name", "changes"), CASES, ids=IDS)
 
 
-def _rule(kit, name, **changes):
-    stored = OmegaConf.to_container(OmegaConf.load(CONF / "rule" / f"{name}.yaml"))
-    options = typed(registry.entry("rule", name).options, stored | changes, "rule.")
-    return registry.build("rule", options, machine=kit.context(kit.Blobs()).machine)
-
-
 def _small(kit, name, changes):
-    return _rule(kit, name, **(SMALL.get(name, {}) | changes))
-
-
-def _meta(rule, dtype=torch.float64):
-    """Fresh meta-parameters, moved off the zeros that some of them begin with."""
-    rng, fresh = generator("moved"), rule.init(generator("weights"))
-    return {
-        key: (leaf + 0.1 * torch.randn(leaf.shape, generator=rng)).to(dtype) for key, leaf in fresh.items()
-    }
+    return kit.build_rule(name, **(SMALL.get(name, {}) | changes))
 
 
 def _gradients(problems, steps, dtype=torch.float64):
     drawn = torch.randn(steps, problems, LAYOUT.coordinates, generator=generator("gradients"))
     return drawn.to(dtype)
-
-
-def _follow(rule, meta, theta, gradients, layout=LAYOUT):
-    inner = Inner({"theta": theta}, rule.slots(theta, layout))
-    for grad in gradients:
-        inner = rule.update(meta, inner, {"theta": grad}, layout)
-    return inner
 
 
 @every_rule
@@ -96,7 +72,7 @@ def test_meta_gradient_of_each_leaf(kit, float64, name, changes, second_derivati
 def _compare(kit, name, changes, second_derivatives, directions):
     rule = _small(kit, name, changes)
     optimizee = kit.optimizee(kit.learned(), kit.context(kit.Blobs()))
-    run, meta = Run(rule, optimizee, "train", (0, 1), second_derivatives), _meta(rule)
+    run, meta = Run(rule, optimizee, "train", (0, 1), second_derivatives), kit.moved(rule)
     batches, estimator = run.batches(0, 4), Unrolled(UnrolledOptions("unrolled", False))
     segment = Segment(batches[:3], dict(enumerate(batches)))
     carry = estimator.init(run, meta, generator(0))
@@ -144,14 +120,14 @@ def _total(run, start, segment, replayed):
 def test_problems_side_by_side_equal_problems_alone(kit, name, changes):
     """Their gradients' scales differ by powers of ten: what leaked from one to another would show."""
     rule = _small(kit, name, changes)
-    meta = _meta(rule)
+    meta = kit.moved(rule)
     theta = torch.randn(3, LAYOUT.coordinates, generator=generator("theta")).double()
     gradients = _gradients(3, 4) * torch.tensor([[1e-2], [1.0], [1e2]])
-    together = _follow(rule, meta, theta, gradients)
+    together = kit.follow(rule, meta, theta, gradients, LAYOUT)
     assert all(len(leaf) == 3 for leaf in together.slots.values())
     for problem in range(3):
         place = slice(problem, problem + 1)
-        alone = _follow(rule, meta, theta[place], gradients[:, place])
+        alone = kit.follow(rule, meta, theta[place], gradients[:, place], LAYOUT)
         torch.testing.assert_close(together.params["theta"][place], alone.params["theta"], rtol=1e-11, atol=0)
         for key, leaf in alone.slots.items():
             torch.testing.assert_close(together.slots[key][place], leaf, rtol=1e-10, atol=1e-15)
@@ -161,12 +137,12 @@ def test_problems_side_by_side_equal_problems_alone(kit, name, changes):
 def test_particles_at_once_equal_particles_one_by_one(kit, name, changes):
     """Under vmap, each with meta-parameters of its own."""
     rule = _small(kit, name, changes)
-    metas = [{key: scale * leaf for key, leaf in _meta(rule).items()} for scale in (1.0, 1.1)]
+    metas = [{key: scale * leaf for key, leaf in kit.moved(rule).items()} for scale in (1.0, 1.1)]
     theta = torch.randn(2, 3, LAYOUT.coordinates, generator=generator("theta")).double()
     gradients = _gradients(3, 2)
 
     def follow(meta, theta):
-        return _follow(rule, meta, theta, gradients).params["theta"]
+        return kit.follow(rule, meta, theta, gradients, LAYOUT).params["theta"]
 
     together = vmap(follow)({key: torch.stack([meta[key] for meta in metas]) for key in metas[0]}, theta)
     for particle, meta in enumerate(metas):
@@ -177,13 +153,13 @@ def test_particles_at_once_equal_particles_one_by_one(kit, name, changes):
 def test_permuting_a_tensors_coordinates_permutes_its_steps(kit, name, changes):
     """For factored second moments, of which it does not hold: permuting the rows."""
     rule = _small(kit, name, changes)
-    meta, theta = _meta(rule), torch.randn(2, LAYOUT.coordinates, generator=generator("theta")).double()
+    meta, theta = kit.moved(rule), torch.randn(2, LAYOUT.coordinates, generator=generator("theta")).double()
     within = [2, 3, 0, 1, 4, 5] if changes.get("factored") else [3, 5, 0, 2, 4, 1]
     order = torch.arange(LAYOUT.coordinates)
     order[10:16] = 10 + torch.tensor(within)
     gradients = _gradients(2, 4)
-    straight = _follow(rule, meta, theta, gradients).params["theta"]
-    permuted = _follow(rule, meta, theta[:, order], gradients[..., order]).params["theta"]
+    straight = kit.follow(rule, meta, theta, gradients, LAYOUT).params["theta"]
+    permuted = kit.follow(rule, meta, theta[:, order], gradients[..., order], LAYOUT).params["theta"]
     torch.testing.assert_close(permuted, straight[:, order], rtol=1e-11, atol=1e-14)
     assert (straight - theta).abs().median() > 1e-3
 
@@ -193,10 +169,10 @@ def test_permuting_a_tensors_coordinates_permutes_its_steps(kit, name, changes):
 def test_stays_finite(kit, name, changes, scale):
     """In float32, with its meta-gradient and the derivative by the gradients: zero, tiny, huge gradients."""
     rule = _small(kit, name, changes)
-    meta = {key: leaf.requires_grad_() for key, leaf in _meta(rule, torch.float32).items()}
+    meta = {key: leaf.requires_grad_() for key, leaf in kit.moved(rule, torch.float32).items()}
     theta = torch.randn(2, LAYOUT.coordinates, generator=generator("theta"))
     gradients = (scale * _gradients(2, 4, torch.float32)).requires_grad_()
-    after = _follow(rule, meta, theta, gradients)
+    after = kit.follow(rule, meta, theta, gradients, LAYOUT)
     leaves = [*after.params.values(), *after.slots.values()]
     assert all(leaf.isfinite().all() for leaf in leaves)
     slopes = torch.autograd.grad(
@@ -209,11 +185,11 @@ def test_stays_finite(kit, name, changes, scale):
 def test_one_dead_tensor_among_others_stays_finite(kit, name, changes):
     """A tensor whose gradients are all zero, as below a unit that is off."""
     rule = _small(kit, name, changes)
-    meta = {key: leaf.requires_grad_() for key, leaf in _meta(rule, torch.float32).items()}
+    meta = {key: leaf.requires_grad_() for key, leaf in kit.moved(rule, torch.float32).items()}
     gradients = _gradients(2, 3, torch.float32)
     gradients[..., 10:16] = 0
     gradients.requires_grad_()
-    after = _follow(rule, meta, torch.zeros(2, LAYOUT.coordinates), gradients)
+    after = kit.follow(rule, meta, torch.zeros(2, LAYOUT.coordinates), gradients, LAYOUT)
     slopes = torch.autograd.grad(
         after.params["theta"].sum(), [*meta.values(), gradients], allow_unused=True, materialize_grads=True
     )
@@ -224,13 +200,13 @@ def test_one_dead_tensor_among_others_stays_finite(kit, name, changes):
 def test_types_stay_in_half_precision_products(kit, name, changes):
     """Under autocast the memory and the parameters keep the type that they began with."""
     rule = _small(kit, name, changes)
-    meta, theta = _meta(rule, torch.float32), torch.zeros(2, LAYOUT.coordinates)
+    meta, theta = kit.moved(rule, torch.float32), torch.zeros(2, LAYOUT.coordinates)
     before = {key: (leaf.dtype, leaf.shape) for key, leaf in rule.slots(theta, LAYOUT).items()}
     with torch.autocast("cpu", torch.bfloat16):
-        after = _follow(rule, meta, theta, _gradients(2, 2, torch.float32))
+        after = kit.follow(rule, meta, theta, _gradients(2, 2, torch.float32), LAYOUT)
     assert {key: (leaf.dtype, leaf.shape) for key, leaf in after.slots.items()} == before
     assert after.params["theta"].dtype == torch.float32
-    exact = _follow(rule, meta, theta, _gradients(2, 2, torch.float32)).params["theta"]
+    exact = kit.follow(rule, meta, theta, _gradients(2, 2, torch.float32), LAYOUT).params["theta"]
     torch.testing.assert_close(after.params["theta"], exact, rtol=0, atol=0.1 * exact.abs().max().item())
 
 
@@ -241,7 +217,7 @@ def test_learns_to_descend_quadratics(kit, name, changes):
 
     The perceptron's steps of 0.001 are for longer runs than 20 steps.
     """
-    rule = _rule(kit, name, **changes | ({"step_multiplier": 0.1} if name == "mlp" else {}))
+    rule = kit.build_rule(name, **changes | ({"step_multiplier": 0.1} if name == "mlp" else {}))
     optimizee = kit.optimizee(kit.learned(horizon=20), kit.context(kit.Quadratics(16)))
     meta = {key: leaf.requires_grad_() for key, leaf in rule.init(generator("weights")).items()}
     optimizer, estimator = torch.optim.Adam(meta.values(), 0.03), Unrolled(UnrolledOptions("unrolled", False))
