@@ -135,7 +135,8 @@ def _rule(path: Path, machine: Machine) -> UpdateRule:
 
 def _weights(path: Path) -> Tree:
     try:
-        return load_file(path)
+        # copied: the file's tensors are not aligned in memory, and then products differ in their last bits
+        return {key: leaf.clone() for key, leaf in load_file(path).items()}
     except (OSError, SafetensorError) as error:
         raise UserError(
             f"{path}: cannot be read ({_reason(error)}); copy it anew, or take it from the run once more "
