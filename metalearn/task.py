@@ -117,6 +117,17 @@ class Pictured(Protocol):
 
 
 @runtime_checkable
+class Imaged(Protocol):
+    """A task of functions whose points are images."""
+
+    def images(
+        self, theta: Float[Tensor, "batch dimension"], batch: Batch
+    ) -> Float[Tensor, "batch 3 height width"]:
+        """The images, from 0 to 1, that points stand for."""
+        ...
+
+
+@runtime_checkable
 class Written(Protocol):
     """A task whose symbols stand for text."""
 

@@ -9,13 +9,15 @@ from torch import Tensor
 from metalearn.learned_optimizers import budget, controls, stored
 from metalearn.learned_optimizers.config import AppliedOptimizerOptions
 from metalearn.learned_optimizers.controls import Controls
+from metalearn.learned_optimizers.images import write_images
 from metalearn.learned_optimizers.optimizees import family
 from metalearn.learned_optimizers.rollout import rollout, summary, write_trajectories
+from metalearn.learned_optimizers.rules import UpdateRule
 from metalearn.learned_optimizers.score import score
 from metalearn.method import Context, Method
 from metalearn.registry import UserError
 from metalearn.task import Metrics, Split
-from metalearn.tree import count
+from metalearn.tree import Tree, count
 
 SERIES = "learned optimizer"
 BEST = "best"  # of the controls: the one with the lowest validation loss
@@ -95,6 +97,14 @@ class AppliedOptimizer(Method):
             },
         }
         (folder / "score.json").write_text(json.dumps(record, indent=1) + "\n")
+        self._write_images(folder, split)
+
+    def _write_images(self, folder: Path, split: Split) -> None:
+        """`images.svg` where the task is one of images, with the best of the controls."""
+        shown: dict[str, tuple[UpdateRule, Tree]] = {SERIES: (self.rule, self.meta)}
+        if self.controls is not None:
+            shown[self.controls.winner] = self.controls.rules[self.controls.winner], {}
+        write_images(folder, shown, self.family.evaluation(split)[0][0], split)
 
     def _rules(self) -> dict[str, Any]:
         return self.controls.rules if self.controls else {}

@@ -8,6 +8,7 @@ from metalearn.registry import UserError
 
 SVG = "http://www.w3.org/2000/svg"
 XLINK = "http://www.w3.org/1999/xlink"
+PNG = "data:image/png;base64,"  # pixels that the file itself has: no outside reference
 LEFT_OUT = ("metadata", "script", "foreignObject", "title")
 
 
@@ -45,13 +46,14 @@ def _strip(parent: ElementTree.Element) -> None:
 def _rename(element: ElementTree.Element, name: str) -> None:
     for key, value in list(element.attrib.items()):
         plain = key.rpartition("}")[2]
-        if plain.startswith("on") or (plain == "href" and not value.startswith("#")):
+        within = value.startswith(("#", PNG))
+        if plain.startswith("on") or (plain == "href" and not within):
             del element.attrib[key]
         elif plain == "id":
             element.attrib[key] = f"{name}-{value}"
         elif plain == "href":
             del element.attrib[key]
-            element.attrib["href"] = f"#{name}-{value[1:]}"
+            element.attrib["href"] = value if value.startswith(PNG) else f"#{name}-{value[1:]}"
         else:
             element.attrib[key] = re.sub(r"url\(\s*['\"]?#([^)'\"]+)['\"]?\s*\)", rf"url(#{name}-\1)", value)
 
