@@ -39,7 +39,9 @@ def _squaring(kit):
 def test_the_mean_square_gradient_reaches_all_coordinates(kit):
     """What L2 clipping needs (appendix D): the norm, at every coordinate, of each problem its own."""
     rule, meta = _squaring(kit)
-    gradients = torch.randn(1, 3, 10, generator=generator(0)).double() * torch.tensor([[0.01], [0.02], [0.03]])
+    gradients = torch.randn(1, 3, 10, generator=generator(0)).double() * torch.tensor(
+        [[0.01], [0.02], [0.03]]
+    )
     steps = kit.follow(rule, meta, torch.zeros(3, 10).double(), gradients, LAYOUT).params["theta"]
     expected = gradients[0].square().mean(1, keepdim=True).expand(3, 10)
     torch.testing.assert_close(steps, expected, rtol=2e-3, atol=0)
