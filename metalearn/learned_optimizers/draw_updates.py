@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 if TYPE_CHECKING:
     from metalearn.learned_optimizers.updates import Updates
 
@@ -39,9 +41,9 @@ def draw(found: "Updates", path: Path) -> None:
     rows = -(-len(found.gradients[0]) // COLUMNS)
     with mpl.rc_context(STYLE):
         canvas = Figure(figsize=(9.2, 2.9 + 1.25 * rows), layout="constrained")
-        above, below = canvas.subfigures(2, 1, height_ratios=(2.7, 0.2 + 1.25 * rows))
-        _along(above, found)
-        _proposed(below, found, rows)
+        halves = np.asarray(canvas.subfigures(2, 1, height_ratios=(2.7, 0.2 + 1.25 * rows)))
+        _along(halves[0], found)
+        _proposed(halves[1], found, rows)
         canvas.savefig(path, format="svg", facecolor="white", metadata={"Date": None})
 
 
