@@ -59,7 +59,7 @@ def values(network) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", RULES)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.slow)])
 def test_every_rule_resumes_and_is_copied(stored_rule, name, dtype):
     """Three steps, a file or a copy, three steps: as six, bit for bit; and they move every parameter."""
     make, network, resumed = LearnedOptimizer.from_run(stored_rule(name)), model(dtype), model(dtype)

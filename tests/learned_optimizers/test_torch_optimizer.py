@@ -13,9 +13,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import metalearn
 from metalearn.learned_optimizers import stored
+from metalearn.learned_optimizers.learnable_adam import LearnableAdam
 from metalearn.learned_optimizers.lstm import LstmRule
 from metalearn.learned_optimizers.optimizees import Single
 from metalearn.learned_optimizers.rollout import rollout
+from metalearn.learned_optimizers.rule_options import LearnableAdamOptions
 from metalearn.learned_optimizers.rules import HandRule
 from metalearn.learned_optimizers.torch_optimizer import LearnedOptimizer
 from metalearn.registry import UserError
@@ -81,11 +83,19 @@ def test_moves_as_in_meta_training(kit, float64):  # noqa: ARG001
     assert (expected - expected[0]).abs().max() > 0.1
 
 
+def learnable_adam(kit, rate):
+    """At its start, as meta-training finds it."""
+    options = LearnableAdamOptions("adam", rate, [0.9, 0.999], 1e-8, "single", "none", 100)
+    rule = LearnableAdam(options, kit.context(kit.Blobs()).machine)
+    return rule, rule.init(generator("meta"))
+
+
+@pytest.mark.parametrize("make", [learnable_adam, lambda kit, rate: hand(kit, "adam", rate)])
 @pytest.mark.parametrize("decay", [0.0, 0.1])
-def test_adam_in_its_place_is_torchs(kit, decay):
+def test_adam_in_its_place_is_torchs(kit, make, decay):
     """Its weight decay is that of AdamW at a rate of 1."""
     ours, theirs = model(torch.float64), model(torch.float64)
-    rule, meta = hand(kit, "adam")
+    rule, meta = make(kit, 0.05)
     train(ours, LearnedOptimizer(ours.parameters(), rule, meta, weight_decay=0.05 * decay), 8)
     train(theirs, torch.optim.AdamW(theirs.parameters(), 0.05, weight_decay=decay), 8)
     torch.testing.assert_close(values(ours), values(theirs), rtol=1e-12, atol=1e-12)
