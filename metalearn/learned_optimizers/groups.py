@@ -9,7 +9,7 @@ from torch import Tensor
 from metalearn.learned_optimizers.layout import Layout
 
 CONV, FC = "conv", "fc"  # convolutional and fully connected parameters
-SIZES = ("vector", "matrix", "kernel")  # up to one, two, more dimensions
+SIZES: tuple[str, ...] = ("vector", "matrix", "kernel")  # up to one, two, more dimensions
 
 
 def by_kind(layout: Layout) -> list[str]:

@@ -78,7 +78,7 @@ class LearnableAdam(UpdateRule):
         """Each group's number at its coordinates, or the only one for all [... 1]."""
         if self.options.groups == "single":
             return numbers
-        parts = dict(zip(SIZES, numbers.split(1, -1), strict=True))
+        parts: dict[str, Tensor] = dict(zip(SIZES, numbers.split(1, -1), strict=True))
         return layout.spread(torch.cat([parts[group] for group in by_size(layout)], -1))
 
 

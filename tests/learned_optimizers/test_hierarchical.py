@@ -47,7 +47,7 @@ def test_momenta_by_hand(kit):
 def test_features_by_hand(kit):
     rule = kit.build_rule("hierarchical", timescales=2)
     momenta, squares = torch.tensor([[[3.0, -8.0]]]), torch.tensor([[[9.0, 4.0]]])
-    seen = rule._features(momenta, squares, torch.tensor([[0.5]])).flatten().tolist()  # noqa: SLF001
+    seen = rule._features(momenta, squares, torch.tensor([[0.5]])).flatten().tolist()
     half = (math.log(9) - math.log(4)) / 2
     assert seen == pytest.approx([1.0, -4.0, half, -half, 0.0])
 

@@ -24,7 +24,7 @@ def _dot(a, b):
 
 
 def _bfgs_writes(step, change, seen):
-    """Left and right vectors of the three writes: from s, y and My, of which s.y and y.My are means times n."""
+    """Left and right vectors of the three writes, from s, y and My; s.y and y.My are means times n."""
     rho = 1 / _dot(step, change)
     factor = rho + rho**2 * _dot(change, seen)
     left = torch.stack([-rho * step, -rho * seen, factor * step], 1)
@@ -113,6 +113,6 @@ def test_what_the_memory_begins_as_matters(kit):
 def test_too_large_a_matrix_is_refused(kit):
     layout = Layout({"w": (LARGEST + 1,)}, torch.device("cpu"))
     theta = torch.zeros(1, LARGEST + 1)
-    with pytest.raises(UserError, match="got matrix for 4097 coordinates.*rule.memory=pairs"):
+    with pytest.raises(UserError, match=r"got matrix for 4097 coordinates.*rule\.memory=pairs"):
         kit.build_rule("ntm_bfgs").slots(theta, layout)
     assert kit.build_rule("ntm_bfgs", memory="pairs").slots(theta, layout)["left"].shape == (1, 30, 4097)
