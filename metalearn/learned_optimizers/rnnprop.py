@@ -6,6 +6,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from metalearn.inner_optimizers import safe_sqrt
+from metalearn.learned_optimizers.fused.kernel import Stack
+from metalearn.learned_optimizers.fused.step import fusable, fused_step
 from metalearn.learned_optimizers.layout import Layout
 from metalearn.learned_optimizers.lstm import CoordinateLstm
 from metalearn.learned_optimizers.rule_options import RnnPropOptions
@@ -31,6 +33,7 @@ class RnnProp(UpdateRule):
         self.network = CoordinateLstm(
             options.features, options.layers, options.hidden, options.forget_bias, options.initial
         )
+        self.stack = Stack(*self.network[:4], 0.0) if machine.options.fused else None
         self.propose = machine.compile(self._propose)
 
     def init(self, rng: torch.Generator) -> Tree:
@@ -75,5 +78,8 @@ class RnnProp(UpdateRule):
         self, meta: Tree, directions: Float[Tensor, "coordinates 2"], state: Tree
     ) -> tuple[Float[Tensor, " coordinates"], Tree]:
         features = F.elu(torch.addmm(meta["input.bias"], directions, meta["input.weight"]))
-        output, state = self.network.apply(meta, features, state)
+        if self.stack is not None and fusable(self.stack, features, *state.values(), *meta.values()):
+            output, state = fused_step(self.stack, meta, features, state)
+        else:
+            output, state = self.network.apply(meta, features, state)
         return torch.tanh(output), state

@@ -3,12 +3,17 @@
 import pytest
 import torch
 
+import tasks  # noqa: F401
+from metalearn.compose import compose
 from metalearn.hypergradient import inner_run
 from metalearn.learned_optimizers.fused.kernel import Given, Stack, Wanted, backward, library
 from metalearn.learned_optimizers.fused.step import fusable, fused_step, state_names, weights_of
+from metalearn.learned_optimizers.layout import Layout
 from metalearn.learned_optimizers.lstm import CoordinateLstm
 from metalearn.learned_optimizers.preprocess import log_sign
-from metalearn.registry import UserError
+from metalearn.machine import Machine
+from metalearn.problem import Inner
+from metalearn.registry import UserError, build
 from metalearn.rng import generator
 
 pytestmark = pytest.mark.skipif(library(torch.float64) is None, reason="no C compiler")
@@ -213,3 +218,21 @@ def test_an_unroll_is_one_node(kit):
     assert len(states) == len(start.slots)
     assert all(one is other for one, other in zip(states, start.slots.values(), strict=True))
     assert after.params["theta"].requires_grad
+
+
+@pytest.mark.parametrize("rule", ["lstm", "rnnprop"])
+def test_rules_take_the_same_steps_without_it(rule):
+    options = compose(["method=learned_optimizer", "hypergradient=unrolled", f"rule={rule}", "machine=cpu"])
+    layout, found = Layout({"a": (3, 4), "b": (5,)}, torch.device("cpu")), []
+    for fused in (True, False):
+        options.machine.fused = fused
+        built = build("rule", options.rule, machine=Machine(options.machine))
+        rng = generator("rules", rule)
+        meta = {name: leaf.double() for name, leaf in built.init(rng).items()}
+        theta = torch.randn(2, 17, generator=rng, dtype=torch.float64)
+        inner = Inner({"theta": theta}, built.slots(theta, layout))
+        for _ in range(3):
+            grad = torch.randn(2, 17, generator=rng, dtype=torch.float64)
+            inner = built.update(meta, inner, {"theta": grad}, layout)
+        found.append(inner)
+    torch.testing.assert_close(found[0], found[1], rtol=1e-11, atol=1e-13)
