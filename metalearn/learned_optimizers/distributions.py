@@ -31,20 +31,21 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def check(distribution: Any, key: str) -> None:
     """Raises UserError that names `key` for what is no distribution."""
     word, value = _parts(distribution)
-    if word == "choice":
-        valid = isinstance(value, list) and len(value) > 0
-    elif word == "list":
-        valid = isinstance(value, Mapping) and set(value) == {"length", "of"}
-    else:
-        valid = word in WORDS and _is_range(value, positive=word == "log_uniform")
+    if word == "list" and isinstance(value, Mapping) and set(value) == {"length", "of"}:
+        _check_length(value["length"], f"{key}.length")
+        check(value["of"], f"{key}.of")
+        return
+    valid = isinstance(value, list) and len(value) > 0 if word == "choice" else _is_range(word, value)
     if not valid:
         raise UserError(f"{key}: got {distribution!r}, must be a distribution: {FORMS}; low <= high")
-    if word == "list":
-        if not isinstance(value["length"], int):
-            check(value["length"], f"{key}.length")
-        if not all(type(end) is int and end >= 0 for end in _values(value["length"])):
-            raise UserError(f"{key}.length: got {value['length']!r}, must give whole numbers from 0 up")
-        check(value["of"], f"{key}.of")
+
+
+def _check_length(length: Any, key: str) -> None:
+    if not isinstance(length, int):
+        check(length, key)
+    ends = [length] if isinstance(length, int) else _parts(length)[1]
+    if not all(type(end) is int and end >= 0 for end in ends):
+        raise UserError(f"{key}: got {length!r}, must give whole numbers from 0 up")
 
 
 def draw(distribution: Any, share: Callable[[], float]) -> Any:
@@ -75,14 +76,9 @@ def _parts(distribution: Any) -> tuple[str, Any]:
     return next((str(word), value) for word, value in distribution.items())
 
 
-def _is_range(value: Any, positive: bool) -> bool:
-    if not isinstance(value, list) or len(value) != 2:
+def _is_range(word: str, value: Any) -> bool:
+    if word not in ("uniform", "log_uniform") or not isinstance(value, list) or len(value) != 2:
         return False
     if not all(type(end) in (int, float) and math.isfinite(end) for end in value):
         return False
-    return value[0] <= value[1] and (value[0] > 0 or not positive)
-
-
-def _values(length: Any) -> list[Any]:
-    """The numbers that a length may be, or the ends of their range."""
-    return [length] if isinstance(length, int) else list(_parts(length)[1])
+    return value[0] <= value[1] and (value[0] > 0 or word == "uniform")

@@ -64,8 +64,9 @@ class Optimizee:
         except RuntimeError as error:
             raise UserError(
                 f"network {type(self.network).__name__}: cannot be optimized in batches of problems, for it "
-                "has dropout, running statistics or an operation without a batched form; choose mlp or "
-                f"convnet ({str(error).splitlines()[0]})"
+                "has dropout, running statistics or an operation without a batched form; turn dropout off (a "
+                "text model's: network.NAME_keep=1), or choose mlp or convnet "
+                f"({str(error).splitlines()[0]})"
             ) from error
 
     def start(self, split: Split, numbers: Sequence[int]) -> Theta:
@@ -127,7 +128,7 @@ class Optimizee:
     def losses(self, theta: Theta, batch: Batch) -> Float[Tensor, " problems"]:
         """Each problem's loss, one after the other, twice differentiable."""
         parts = zip(self._parameters(theta), *self._parts(batch), strict=True)
-        return torch.stack([self._loss(row, Batch(*pair, batch.key)) for row, *pair in parts])
+        return torch.stack([self._loss(row, Batch(x, y, batch.key)) for row, x, y in parts])
 
     def total_and_gradient(self, theta: Theta, batch: Batch) -> tuple[Float[Tensor, ""], Theta]:
         """`total` and its gradient, in one pass outside any graph."""

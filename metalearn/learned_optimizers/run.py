@@ -34,7 +34,8 @@ class Run(Problem):
         particles: str = "one_by_one",
         loss_scale: Float[Tensor, "problems 1"] | None = None,
     ) -> None:
-        self.rule, self.optimizee, self.split, self.numbers = rule, optimizee, split, numbers
+        self.rule, self.optimizee, self.numbers = rule, optimizee, numbers
+        self.split: Split = split
         self.second_derivatives, self.score, self.shared_loss = second_derivatives, score, score == "loss"
         problems = len(numbers) * optimizee.functions
         self.weight = optimizee.share * problems  # of the mean loss in the total

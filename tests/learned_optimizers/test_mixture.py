@@ -140,7 +140,9 @@ def test_evaluation_takes_fixed_fresh_problems(built):
     assert len(torch.cat(starts).unique()) == sum(map(len, starts))
 
 
-@pytest.mark.parametrize("name", ["functions", pytest.param("mlps", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name", ["mixture", *(pytest.param(name, marks=pytest.mark.slow) for name in ("functions", "mlps"))]
+)
 def test_meta_training_resumes_inside_a_run(name):
     """Runs of two unrolls in two groups, each on a problem of its own; the rule moves."""
     changes = ["method.groups=2", "method.problems=2", "method.valid_problems=2"]
@@ -171,6 +173,31 @@ def test_controls_are_given_the_same_problems(built):
     controls.step(0)
     learned.evaluate("valid"), controls.evaluate("valid")
     assert torch.equal(learned.curves["valid"][0], controls.curves["valid"]["adam"][0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("network", ["lstm_lm", "rnn_lm"])
+def test_character_models_side_by_side_equal_the_loop(network, float64):  # noqa: ARG001
+    """vmap over problems of the cells written out, against autograd problem by problem."""
+    keeps = ["network.input_keep=1", "network.output_keep=1"]
+    keeps += ["network.recurrent_keep=1", "network.layers=2"] if network == "lstm_lm" else []
+    text = ["task=python_docs", "task.batch=3", "task.time=6", f"network={network}", "network.units=5"]
+    method = build(compose([*LEARNED, *SMALL, *text, *keeps, "method.deviation=0.3"])).method
+    optimizee, numbers = method.family.draw("train", 0), (0, 1, 2)
+    optimizee.network.double()
+    theta, batch = optimizee.start("train", numbers), optimizee.batches("train", numbers, 2, 1)[0]
+    losses, grads = optimizee.losses_and_gradients(theta, batch)
+    leaf = theta.clone().requires_grad_()
+    expected = optimizee.losses(leaf, batch)
+    torch.testing.assert_close(losses, expected.detach())
+    torch.testing.assert_close(grads, torch.autograd.grad(expected.sum(), leaf)[0])
+    assert grads.norm() > 0.1
+
+
+def test_dropout_of_a_text_model_is_refused():
+    text = ["task=python_docs", "task.batch=2", "task.time=3", "network=lstm_lm", "network.units=4"]
+    with pytest.raises(UserError, match=r"turn dropout off .*network.NAME_keep=1"):
+        build(compose([*LEARNED, *SMALL, *text]))
 
 
 def test_a_run_is_told_by_its_mixture(built, tmp_path):
@@ -219,7 +246,10 @@ def _with(built, members):
     return Mixture(dataclasses.replace(family.options, members=members), family.optimizee, family.context)
 
 
-@pytest.mark.parametrize(("changes", "message"), MISTAKES)
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [*MISTAKES[:2], *(pytest.param(*mistake, marks=pytest.mark.slow) for mistake in MISTAKES[2:])],
+)
 def test_mistakes_name_member_and_key(built, changes, message):
     with pytest.raises(UserError, match=message):
         _with(built, {"own": {**MEMBER, **changes}})
