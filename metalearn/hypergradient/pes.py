@@ -66,8 +66,9 @@ class Pes(HyperGradient):
         a run that starts there.
         """
         meta = detach(meta)
-        if lanes_of(problem):
+        if not isinstance(carry, Particles) and lanes_of(problem):
             return self._side_by_side(problem, meta, carry, segment, rng)
+        assert not isinstance(carry, Swarm)
         particles = self._gather(carry, meta) if isinstance(carry, Inner) else carry
         contrasts, moved = [], []
         for pair in particles.pairs:

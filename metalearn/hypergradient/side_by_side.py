@@ -42,9 +42,10 @@ def opposite(meta: Tree, noise: Tree) -> Tree:
 
 
 def play(
-    problem: SideBySide, metas: Tree, inner: Inner, segment: Segment
+    problem: Problem, metas: Tree, inner: Inner, segment: Segment
 ) -> tuple[Float[Tensor, "particles lanes"], Inner]:
     """The sums of outer losses over a segment (0 without any) and the runs' ends."""
+    assert isinstance(problem, SideBySide)
     if segment.outer:
         check_segment(segment)
     shape = next(iter(metas.values())).shape[:2]

@@ -178,9 +178,9 @@ class MetaTraining(Bilevel):
         """The gradient that brings a rule's updates nearer to Adam's."""
         options, unroll = self.options.imitation, self.options.unroll
         batches = run.batches(part * unroll, unroll)
+        start = imitation.start(run, self.meta) if carry is None else carry
         with self.machine.autocast():
-            carry = imitation.start(run, self.meta) if carry is None else carry
-            return imitation.imitate(run, self.meta, carry, batches, options)
+            return imitation.imitate(run, self.meta, start, batches, options)
 
     def _together(self, carries: dict[int, Carry]) -> list[Carry | None]:
         """Where the runs of all groups stand, from where each process's own do."""
