@@ -9,6 +9,7 @@ from metalearn.report.claims import RULE, published
 from metalearn.report.numbers import duration, span
 from metalearn.report.page import Block, Command, Document, Gallery, Grid, Section, Statements, Words, write
 from metalearn.report.plan import Folders, Plan, Row, Table, evaluate, remarks
+from metalearn.report.scores import scores
 from metalearn.report.terminal import show
 
 HEADER = (
@@ -100,6 +101,7 @@ def _document(name: str, tables: Sequence[Table], folder: Path, seconds: float) 
     sections = [
         Section("Results", [Statements(_statements(tables)), results(tables), Words(RULE)]),
         *_unfinished(tables, folder),
+        *_scores(tables),
         *_selections(tables, folder),
         *(_plan(table) for table in tables if table.plan.figures),
         Section("Against the papers", _papers(tables)),
@@ -111,6 +113,11 @@ def _document(name: str, tables: Sequence[Table], folder: Path, seconds: float) 
 def _unfinished(tables: Sequence[Table], folder: Path) -> list[Section]:
     bad = [(table.plan.name, entry) for table in tables for entry in table.unfinished]
     return [Section("Runs that did not finish", [origin.listing(bad, folder, COLUMNS)])] if bad else []
+
+
+def _scores(tables: Sequence[Table]) -> list[Section]:
+    blocks = scores(tables)
+    return [Section("Scores of trained optimizers", blocks)] if blocks else []
 
 
 def _selections(tables: Sequence[Table], folder: Path) -> list[Section]:
