@@ -104,7 +104,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         given = seen[0]
         for saved, group in zip(given["param_groups"], self.param_groups, strict=True):
             for name, tensor in zip(saved["params"], group["params"], strict=True):
-                if name in given["state"]:  # torch has cast the slots to the tensor's type
+                if given["state"].get(name):  # torch has cast the slots to the tensor's type
                     slots = given["state"][name]["slots"]
                     self.state[tensor]["slots"] = {key: leaf.to(tensor.device) for key, leaf in slots.items()}
 
@@ -123,7 +123,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
     def _batches(self, group: Group) -> list[Tensor]:
         """The first tensor of each batch of a group; tensors with their first gradient open new ones."""
         tensors = group["params"]
-        there = [tensor for tensor in tensors if tensor in self.state]
+        there = [tensor for tensor in tensors if self.state.get(tensor)]
         known = {place for first in there for place in self.state[first]["members"]}
         fresh: dict[tuple[torch.device, torch.dtype], list[int]] = defaultdict(list)
         for place, tensor in enumerate(tensors):
@@ -139,6 +139,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         tensors = [group["params"][place] for place in members]
         slots = self.rule.slots(_flat(tensors, _working(tensors[0])), self._layout(group, members))
         self.state[tensors[0]] = {"members": members, "slots": slots}
+        self.state |= {tensor: {} for tensor in tensors[1:]}  # torch's distributed checkpoints want one each
         return tensors[0]
 
     def _move(self, group: Group, first: Tensor) -> None:
@@ -158,10 +159,11 @@ class LearnedOptimizer(torch.optim.Optimizer):
         if group["weight_decay"]:
             change -= group["weight_decay"] * theta
         parts = list(layout.unflatten((change * group["lr"])[0]).values())
-        state["slots"] = after.slots
+        slots = after.slots
         if not all(present):
-            state["slots"] = kept(self.rule, layout, before, after.slots, present)
+            slots = kept(self.rule, layout, before, slots, present)
             tensors, parts = _where(present, tensors), _where(present, parts)
+        self.state[first] = {**state, "slots": slots}  # anew: a state_dict of before stays as it was
         torch._foreach_add_(tensors, parts)
 
     def _layout(self, group: Group, members: Sequence[int]) -> Layout:
@@ -184,7 +186,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
             if len(saved["params"]) != len(group["params"]):
                 return  # torch refuses it
             for name in saved["params"]:
-                if name in given["state"]:
+                if given["state"].get(name):
                     self._check_batch(given["state"][name], group)
 
     def _check_batch(self, state: dict[str, Any], group: Group) -> None:

@@ -99,9 +99,13 @@ def test_every_rule_leaves_a_tensor_without_gradient(stored_rule, name):
             assert all(map(torch.equal, _of(optimizer, slice(0, 12)), before[2]))
 
 
+def _slots(optimizer):
+    return [leaf for state in optimizer.state.values() for leaf in state.get("slots", {}).values()]
+
+
 def _of(optimizer, coordinates):
     """Copies of the slots of some of 17 coordinates."""
-    leaves = [leaf for state in optimizer.state.values() for leaf in state["slots"].values()]
+    leaves = _slots(optimizer)
     return [
         leaf.movedim(leaf.shape.index(17), 0)[coordinates].clone()
         for leaf in leaves
@@ -121,7 +125,7 @@ def test_memory_of_every_rule(stored_rule, name):
     for tensor in tensors:
         tensor.grad = torch.ones_like(tensor)
     optimizer.step()
-    held = sum(leaf.nbytes for state in optimizer.state.values() for leaf in state["slots"].values())
+    held = sum(leaf.nbytes for leaf in _slots(optimizer))
     assert held == pytest.approx(2007 * MEMORY[name], rel=0.03)
 
 
@@ -138,6 +142,24 @@ def test_a_compiled_model_trains_as_the_plain_one(stored_rule):
             optimizer.step()
         reached.append(values(network))
     torch.testing.assert_close(*reached)
+
+
+@pytest.mark.slow
+def test_distributed_checkpoints_hold_it(stored_rule):
+    """By the names of parameters, as torch.distributed.checkpoint asks for."""
+    from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
+
+    make = LearnedOptimizer.from_run(stored_rule("lstm"))
+    network, resumed = model(), model()
+    optimizer, again = make(network.named_parameters()), make(resumed.named_parameters())
+    train(network, optimizer, 3)
+    state = get_optimizer_state_dict(network, optimizer)
+    assert state["state"].keys() == {name for name, _ in network.named_parameters()}
+    resumed.load_state_dict(network.state_dict())
+    set_optimizer_state_dict(resumed, again, state)
+    for each, its in ((network, optimizer), (resumed, again)):
+        train(each, its, 3)
+    assert torch.equal(values(network), values(resumed))
 
 
 RESUME = """

@@ -60,8 +60,12 @@ def values(network) -> torch.Tensor:
     return torch.cat([leaf.detach().double().flatten() for leaf in network.parameters()])
 
 
+def batches(optimizer) -> list[dict]:
+    return [state for state in optimizer.state.values() if state]
+
+
 def slots_of(optimizer) -> list[torch.Tensor]:
-    return [leaf for state in optimizer.state.values() for leaf in state["slots"].values()]
+    return [leaf for batch in batches(optimizer) for leaf in batch["slots"].values()]
 
 
 def test_moves_as_in_meta_training(kit, float64):  # noqa: ARG001
@@ -170,14 +174,14 @@ def test_groups_are_optimizers_of_their_own(kit):
         for each in (optimizer, *apart):
             each.step()
     assert torch.equal(values(one), values(two))
-    assert len(optimizer.state) == 2
+    assert len(batches(optimizer)) == 2
 
 
 def test_one_batch_for_a_model(kit):
     network = model()
     optimizer = LearnedOptimizer(network.named_parameters(), *lstm(kit))
     train(network, optimizer, 2)
-    (state,) = optimizer.state.values()
+    (state,) = batches(optimizer)
     assert state["members"] == [0, 1, 2, 3]
     assert [*next(iter(optimizer._layouts.values())).shapes] == [
         name for name, _ in network.named_parameters()
@@ -218,18 +222,18 @@ def test_a_late_first_gradient_opens_a_batch(kit):
     network[0].requires_grad_(False)
     optimizer = LearnedOptimizer(network.parameters(), *lstm(kit))
     train(network, optimizer, 2)
-    assert [state["members"] for state in optimizer.state.values()] == [[2, 3]]
+    assert [batch["members"] for batch in batches(optimizer)] == [[2, 3]]
     network[0].requires_grad_(True)
     other.load_state_dict(network.state_dict())
     fresh = LearnedOptimizer(other[0].parameters(), *lstm(kit))
     for each, chosen in ((network, optimizer), (other, fresh)):
         F.cross_entropy(each(X), Y).backward()
         chosen.step()
-    assert [state["members"] for state in optimizer.state.values()] == [[2, 3], [0, 1]]
+    assert [batch["members"] for batch in batches(optimizer)] == [[2, 3], [0, 1]]
     assert torch.equal(network[0].weight, other[0].weight)
     resumed = LearnedOptimizer(network.parameters(), *lstm(kit))
     resumed.load_state_dict(optimizer.state_dict())
-    assert [state["members"] for state in resumed.state.values()] == [[2, 3], [0, 1]]
+    assert [batch["members"] for batch in batches(resumed)] == [[2, 3], [0, 1]]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
@@ -253,6 +257,20 @@ def test_state_dict_round_trip(kit, dtype):
     for ours, theirs in zip(slots_of(again), slots_of(optimizer), strict=True):
         assert ours.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
         assert torch.equal(ours, theirs)
+
+
+def test_a_state_dict_is_a_snapshot(kit):
+    """Steps after it do not change it: to go back takes no copy."""
+    network = model()
+    optimizer = LearnedOptimizer(network.parameters(), *lstm(kit))
+    train(network, optimizer, 2)
+    weights, state = copy.deepcopy(network.state_dict()), optimizer.state_dict()
+    train(network, optimizer, 2)
+    reached = values(network)
+    network.load_state_dict(weights)
+    optimizer.load_state_dict(state)
+    train(network, optimizer, 2)
+    assert torch.equal(values(network), reached)
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))])
@@ -383,7 +401,7 @@ def test_precisions_may_be_mixed(kit):
         tensor.grad = torch.tensor([0.5, -0.25, 2.0]).to(tensor.dtype)
     for _ in range(3):
         optimizer.step()
-    assert [state["members"] for state in optimizer.state.values()] == [[0, 1, 3], [2]]
+    assert [batch["members"] for batch in batches(optimizer)] == [[0, 1, 3], [2]]
     for tensor in tensors:
         rounding = 3 * torch.finfo(tensor.dtype).eps + 1e-6
         torch.testing.assert_close(tensor.detach().float(), tensors[1].detach(), rtol=0, atol=rounding)
