@@ -5,6 +5,7 @@ import json
 import pytest
 
 from metalearn import report
+from metalearn.report.page import Grid, Words
 from metalearn.report.scores import HEADER, scores
 
 
@@ -37,14 +38,16 @@ def table(replication, make_plan):
 
 def test_a_row_for_each_stage_with_scores(table):
     grid, _, costs = scores([table])
+    assert isinstance(grid, Grid)
+    assert isinstance(costs, Words)
     (row,) = grid.rows
     cells = dict(zip(HEADER, row, strict=True))
     assert cells["setting"] == "retrain"
     assert cells["tuned control"] == "adam 0.03*"
     assert cells["ratio"] == "0.5 (0.5 to 0.5)"
     assert cells["ratio to it"] == "1 (1 to 1)"
-    assert cells["speed-up"].startswith("at most 1.41 (")
-    assert cells["speed-up"].endswith("never in 1 of 2 seeds")
+    assert str(cells["speed-up"]).startswith("at most 1.41 (")
+    assert str(cells["speed-up"]).endswith("never in 1 of 2 seeds")
     assert (cells["reached"], cells["diverged"], cells["rose"]) == ("75%", "25%", "50%")
     assert cells["problems"] == "10 x 2 seeds"
     assert "16,000 steps of one problem in 61 s" in costs.text
