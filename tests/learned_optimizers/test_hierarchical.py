@@ -83,3 +83,41 @@ def test_the_log_rate_moves_about_its_own_average(kit):
     torch.testing.assert_close(slots["rate"], math.log(0.02) + change, rtol=1e-6, atol=0)
     expected = math.log(0.02) + (1 - keep) * change
     torch.testing.assert_close(slots["rate_mean"], expected, rtol=1e-6, atol=0)
+
+
+def _unit(meta, level, inputs, hidden, above):
+    """One gated recurrent unit, of one coordinate, tensor or problem."""
+    size, weight, bias = len(hidden), meta[f"{level}.weight"], meta[f"{level}.bias"]
+    if above is not None:
+        bias = bias + above @ meta[f"{level}.down"]
+    gates = torch.sigmoid((torch.cat([inputs, hidden]) @ weight + bias)[: 2 * size])
+    reset, renew = gates[:size], gates[size:]
+    seen, kept = inputs @ weight[: len(inputs)], (reset * hidden) @ weight[len(inputs) :]
+    return (1 - renew) * hidden + renew * torch.tanh((seen + kept + bias)[2 * size :])
+
+
+def test_three_levels_by_hand(kit):
+    """Each unit by itself: coordinates under their tensor, tensors under the problem, means on the way up."""
+    rule = kit.build_rule("hierarchical", hidden=4, tensor_hidden=3, global_hidden=2)
+    meta, inner = kit.moved(rule), Inner({"theta": THETA}, rule.slots(THETA, LAYOUT))
+    coordinates, tensors, whole = (torch.zeros(*rows).double() for rows in ((9, 4), (2, 3), (2,)))
+    for grad in GRADIENTS:
+        rate, before = inner.slots["rate"], inner.params["theta"]
+        inner = rule.update(meta, inner, {"theta": grad}, LAYOUT)
+        seen = rule._features(inner.slots["momenta"], inner.slots["squares"], rate)[1]
+        rows = [
+            _unit(meta, "coordinate", seen[place], coordinates[place], tensors[place // 6])
+            for place in range(9)
+        ]
+        coordinates = torch.stack(rows)
+        means = [coordinates[:6].mean(0), coordinates[6:].mean(0)]
+        tensors = torch.stack(
+            [_unit(meta, "tensor", mean, hidden, whole) for mean, hidden in zip(means, tensors, strict=True)]
+        )
+        whole = _unit(meta, "global", tensors.mean(0), whole, None)
+        for level, expected in (("coordinate", coordinates), ("tensor", tensors), ("global", whole)):
+            torch.testing.assert_close(inner.slots[f"hidden.{level}"][1], expected)
+        direction = (coordinates @ meta["direction.weight"]).squeeze(1)
+        unit = torch.cat([part / part.square().mean().sqrt() for part in (direction[:6], direction[6:])])
+        step = before[1] - inner.slots["rate"][1].exp() * unit
+        torch.testing.assert_close(inner.params["theta"][1], step)

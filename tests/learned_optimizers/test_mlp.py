@@ -50,10 +50,11 @@ def _step(meta, step, param, grads, factored):
     return (0.001 * x[:, 0] * torch.exp(0.001 * x[:, 1])).view_as(param)
 
 
-@pytest.mark.parametrize("factored", [False, True])
-def test_equals_loops(kit, factored):
+@pytest.mark.parametrize(("factored", "graph"), [(False, False), (False, True), (True, False)])
+def test_equals_loops(kit, factored, graph):
+    """Within a graph the kernel does not run."""
     rule = kit.build_rule("mlp", factored=factored)
-    meta = kit.moved(rule)
+    meta = {key: leaf.requires_grad_(graph) for key, leaf in kit.moved(rule).items()}
     found = kit.follow(rule, meta, THETA, GRADIENTS, LAYOUT).params["theta"]
     for problem in range(2):
         for name, start in LAYOUT.unflatten(THETA).items():
