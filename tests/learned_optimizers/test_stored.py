@@ -2,10 +2,12 @@
 
 import dataclasses
 import json
+import re
 import shutil
 import subprocess
 import sys
 from importlib import resources
+from pathlib import Path
 
 import pytest
 import torch
@@ -175,6 +177,21 @@ def test_the_shipped_optimizer_trains_a_network():
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.5 * losses[0]
+
+
+README = Path(__file__).parents[2] / "README.md"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not SHIPS.is_dir(), reason="this copy ships no trained optimizer")
+def test_the_readme_s_example_learns_digits():
+    """As it stands there."""
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text("utf-8"), re.DOTALL)
+    (example,) = (block for block in blocks if "LearnedOptimizer.pretrained()" in block)
+    torch.manual_seed(0)
+    names = {}
+    exec(example, names)
+    assert names["loss"].item() < 0.5
 
 
 @pytest.mark.parametrize("name", [pytest.param("LearnedOptimizer", marks=pytest.mark.slow), "Missing"])
