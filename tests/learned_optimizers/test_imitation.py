@@ -61,7 +61,15 @@ def test_gradient_agrees_with_central_differences(kit, float64):  # noqa: ARG001
     torch.testing.assert_close(second.loss, _error(run, detach(method.meta), recorded, 3))
 
 
-@pytest.mark.parametrize("stop", [1, 3, 4, 5])
+@pytest.mark.parametrize(
+    "stop",
+    [
+        3,
+        pytest.param(1, marks=pytest.mark.slow),
+        pytest.param(4, marks=pytest.mark.slow),
+        pytest.param(5, marks=pytest.mark.slow),
+    ],
+)
 def test_resume_is_bit_exact_while_imitating_and_after(kit, stop):
     whole, first, second = _method(kit), _method(kit), _method(kit)
     told = [whole.step(index) for index in range(7)]

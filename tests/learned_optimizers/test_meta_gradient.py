@@ -116,7 +116,7 @@ def test_agrees_with_central_differences(kit, float64, task, second_derivatives,
 
 
 SCORES = [  # score, objective, second derivatives
-    ("relative", "all", False),
+    pytest.param("relative", "all", False, marks=pytest.mark.slow),
     ("log", "last", False),
     pytest.param("log", "all", False, marks=pytest.mark.slow),
     pytest.param("log", "all", True, marks=pytest.mark.slow),
@@ -174,7 +174,11 @@ def test_last_needs_a_last_point(kit):
         kit.learner(kit.Blobs(), objective="last", count_last=False)
 
 
-PARITY = [("unrolled", {}), ("evolution", {"pairs": 2}), ("pes", {"pairs": 2})]
+PARITY = [
+    ("unrolled", {}),
+    ("pes", {"pairs": 2}),
+    pytest.param("evolution", {"pairs": 2}, marks=pytest.mark.slow),
+]
 
 
 @pytest.mark.parametrize(("estimator", "settings"), PARITY)

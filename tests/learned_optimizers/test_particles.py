@@ -34,7 +34,7 @@ def _estimates(method, steps=2):
     return found
 
 
-@pytest.mark.parametrize("task", ["Quadratics", "Blobs"])
+@pytest.mark.parametrize("task", ["Blobs", pytest.param("Quadratics", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("estimator", ["evolution", "pes"])
 def test_one_perturbation_for_all_is_that_of_the_loop(kit, float64, estimator, task):  # noqa: ARG001
     """Two unrolls, the second from where the particles of the first ended."""
@@ -48,7 +48,9 @@ def test_one_perturbation_for_all_is_that_of_the_loop(kit, float64, estimator, t
     assert norm(turns[1].grad) > 1e-3
 
 
-@pytest.mark.parametrize("score", ["loss", "relative", "log"])
+@pytest.mark.parametrize(
+    "score", ["log", *(pytest.param(x, marks=pytest.mark.slow) for x in ("loss", "relative"))]
+)
 @pytest.mark.parametrize("estimator", ["evolution", "pes"])
 def test_a_perturbation_for_each_problem(kit, float64, estimator, score):  # noqa: ARG001
     """Each problem's run alone, under the same perturbations, is the answer."""
@@ -84,7 +86,9 @@ def test_a_perturbation_for_each_problem_has_less_variance(kit, float64):  # noq
 
 
 @pytest.mark.parametrize("particles", ["shared", "own"])
-@pytest.mark.parametrize("stop", [1, 2, 3])
+@pytest.mark.parametrize(
+    "stop", [1, pytest.param(2, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow)]
+)
 def test_a_swarm_survives_a_checkpoint(kit, particles, stop):
     def fresh():
         return kit.learner(
