@@ -8,6 +8,7 @@ import itertools
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -100,7 +101,8 @@ class Member:
             self._check_key(key)
             distributions.check(distribution, f"{self.key}.draw.{key}")
         self.fixed_task = not any(key.startswith("task.") for key in self.draws)
-        self.task = self.build.task(self._options("task", self.base["task"]))
+        with self._named():
+            self.task = self._built(self.base["task"])
         if not self.fixed_task and self.task.spec.kind != "function":
             raise UserError(
                 f"{self.key}.draw: options of task {self.task.spec.name} cannot be drawn, for its data would "
@@ -122,15 +124,13 @@ class Member:
                 own[key] = drawn
             else:
                 _put(values, key.split("."), drawn)
-        try:
+        with self._named():
             return self._optimizee(values, own, optimizee, first)
-        except UserError as error:
-            raise UserError(f"{self.key}: {error}") from None
 
     def _optimizee(
         self, values: dict[str, Any], own: dict[str, Any], optimizee: OptimizeeOptions, first: int
     ) -> Optimizee:
-        task = self.task if self.fixed_task else self.build.task(self._options("task", values["task"]))
+        task = self.task if self.fixed_task else self._built(values["task"])
         if "batch" in own:
             task = FirstExamples(task, own["batch"])
         network = self.build.network(self._options("network", values["network"]), task.spec)
@@ -157,8 +157,19 @@ class Member:
             closest = ", ".join(registry.closest(key, allowed))
             raise UserError(f"{self.key}.draw.{key}: no such option; choose one of: {closest}")
 
+    def _built(self, values: dict[str, Any]) -> Task:
+        return self.build.task(self._options("task", values))
+
     def _options(self, group: str, values: dict[str, Any]) -> Any:
         return checked(registry.entry(group, values["name"]).options, values, f"{group}.")
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """A block whose mistakes are the member's."""
+        try:
+            yield
+        except UserError as error:
+            raise UserError(f"{self.key}: {error}") from None
 
 
 class FirstExamples(Task):

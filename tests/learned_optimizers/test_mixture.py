@@ -219,6 +219,10 @@ def test_log_ratio_weighs_problems_alike():
 
 MEMBER = {"weight": 1.0, "overrides": ["task=digits", "network=mlp"], "draw": {}}
 MISTAKES = [
+    (
+        {"overrides": ["task.valid_size=-1"]},
+        r"mixture.members.own: task.valid_size: got -1, must be at least 0",
+    ),
     ({"weight": 0}, r"mixture.members.own.weight: got 0.0, must be above 0"),
     ({"weight": "much"}, r"mixture.members.own.weight: got 'much', must be a number"),
     ({"weigth": 1}, r"mixture.members.own.weigth: no such option; choose one of: weight"),
