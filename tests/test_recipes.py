@@ -88,6 +88,7 @@ TOY = {
         "task.style_layers=[conv1_1,conv2_1]", "method.valid_problems=2",
     ],
     "learned_optimizers/mnist": ["task=digits", "task.batch=4"],
+    "learned_optimizers/black_box/": ["task.batch=4", "method.horizon=12"],
     "maml/sinusoid": ["task.batch=2"],
     "maml/omniglot": ["task=sinusoid", "~task.ways", "task.batch=2", "network=mlp"],  # needs no data
     "hyperparameters/": ["task=digits", "task.batch=4", "method.horizon=3"],
