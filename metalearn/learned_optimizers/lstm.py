@@ -155,8 +155,9 @@ class LstmRule(UpdateRule):
 
     def replays(self, meta: Tree, inner: Inner) -> bool:
         """Whether the kernel fits, and one LSTM serves all coordinates."""
-        single = self.options.groups == "single" and self.stack is not None
-        return single and fusable(self.stack, *inner.params.values(), *inner.slots.values(), *meta.values())
+        if self.stack is None or self.options.groups != "single":
+            return False
+        return fusable(self.stack, *inner.params.values(), *inner.slots.values(), *meta.values())
 
     def replay(self, meta: Tree, start: Inner, grads: Tree, after: Inner) -> Inner:
         """Nothing of the steps is kept: the kernel's way back takes them again."""
