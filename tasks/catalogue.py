@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from tasks import iam_files, sources, wmt14_files
-from tasks.files import DataFile, find, missing
+from tasks.files import DataFile, cache_dir, find, missing
 
 # every list is enough by itself; the first names what to get
 _NEEDED: dict[str, list[list[DataFile]]] = {
@@ -27,6 +27,9 @@ def availability(name: str, data_dir: Path) -> str:
     if name == "wmt14_en_fr":
         lacking = wmt14_files.missing(data_dir)
         return f"missing: put {'; '.join(lacking)} under {data_dir}" if lacking else "in data_dir"
+    if name == "neural_art":
+        here = any((folder / sources.VGG19).is_file() for folder in (data_dir, cache_dir()))
+        return "embedded" if here else f"embedded, random features: no {sources.VGG19} in data_dir"
     if name not in _NEEDED:
         return "embedded"
     here = next((files for files in _NEEDED[name] if not missing(files, data_dir)), None)

@@ -113,3 +113,6 @@ OMNIGLOT = [
         ),
     ]
 ]
+
+# VGG-19's ImageNet weights as torchvision names them: the file's sha256 begins with the digits in its name
+VGG19 = "vgg19-dcbb9e9d.pth"

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from metalearn.registry import UserError
 from metalearn.rng import generator
-from tasks import files
+from tasks import files, sources
 
 BLOCKS = ((64, 2), (128, 2), (256, 4), (512, 4), (512, 4))  # channels, convolutions; pooling between blocks
 LAYERS = tuple(f"conv{block}_{n}" for block, (_, count) in enumerate(BLOCKS, 1) for n in range(1, count + 1))
@@ -24,7 +24,7 @@ MEAN, DEVIATION = (
     (0.485, 0.456, 0.406),
     (0.229, 0.224, 0.225),
 )  # of what torchvision's weights were trained on
-FILE = "vgg19-dcbb9e9d.pth"  # as torchvision names it: the sha256 of its bytes begins with these digits
+FILE = sources.VGG19
 Weights = dict[str, tuple[Tensor, Tensor]]  # by layer: [outputs inputs 3 3], [outputs]
 
 
