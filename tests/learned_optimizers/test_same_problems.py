@@ -22,7 +22,14 @@ PAIRS = [
 ]
 
 
-PLANS = ["figure4_quadratic", "figure4_mnist", "figure5", "figure6", "generalisation"]
+PLANS = [
+    "figure4_quadratic",
+    "figure4_mnist",
+    "figure5",
+    "figure6",
+    "generalisation",
+    "generalisation_mixture",
+]
 
 
 @pytest.mark.parametrize(("learned", "controls"), PAIRS)
@@ -43,7 +50,7 @@ def test_stages_agree_with_their_controls(name, tier, tmp_path):
     assert panels == [stage_of(row) for row in plan.table.rows.values() if " " not in row]
     for stage in panels:
         (controls,) = (need for need in plan.needs(stage) if found[need].method.name == "tuned_optimizers")
-        assert controls in (f"{stage}_controls", "controls")
+        assert controls in (f"{stage.removesuffix('_mlps')}_controls", "controls")
         _agree(found[stage], found[controls], but=("valid_problems",))
 
 
