@@ -1,6 +1,7 @@
 """Mixtures: draws as functions of their key, evaluation, meta-training and its resume, mistakes."""
 
 import dataclasses
+import functools
 import io
 import json
 from collections import Counter
@@ -24,8 +25,13 @@ NEEDS_DATA = ["images"]
 READY = [name for name in options("mixture") if name != "none"]
 
 
+@functools.cache
+def _config(mixture, *overrides):
+    return compose([f"mixture={mixture}", *LEARNED, *SMALL, *overrides])
+
+
 def _method(mixture, *overrides):
-    return build(compose([f"mixture={mixture}", *LEARNED, *SMALL, *overrides])).method
+    return build(_config(mixture, *overrides)).method
 
 
 @pytest.fixture(scope="module")
