@@ -72,7 +72,7 @@ def forward(stack: Stack, given: Given) -> tuple[Float[Tensor, " coordinates"], 
         _list(before),
         ctypes.c_void_p(output.data_ptr()),
         _list(after),
-        ctypes.c_long(torch.get_num_threads()),
+        ctypes.c_long(min(_parts(found, seen), torch.get_num_threads())),
     )
     return output, after
 
@@ -95,8 +95,7 @@ def backward(
     by_weights = [torch.zeros_like(weight) for weight in weights]
     found = library(seen.dtype)
     assert found is not None
-    blocks = -(-seen.shape[1] // found.stack_block())
-    parts = min(PARTS, max(1, blocks // BLOCKS))
+    parts = min(PARTS, _parts(found, seen))
     lists = [_list(weights), _list(before), _list(by_after), _list(by_states), _list(by_weights)]
     way = _Way(
         given=seen.data_ptr(),
@@ -113,6 +112,12 @@ def backward(
         ctypes.byref(_shape(stack, seen)), ctypes.byref(way), ctypes.c_long(parts), ctypes.c_long(threads)
     )
     return by_seen, by_states, by_weights
+
+
+def _parts(library: ctypes.CDLL, seen: Tensor) -> int:
+    """How many parts of enough blocks there are."""
+    blocks = -(-seen.shape[1] // library.stack_block())
+    return max(1, blocks // BLOCKS)
 
 
 def _shape(stack: Stack, seen: Tensor) -> _Shape:
