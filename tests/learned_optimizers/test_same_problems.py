@@ -29,6 +29,7 @@ PLANS = [
     "figure6",
     "generalisation",
     "generalisation_mixture",
+    "score_card",
 ]
 
 
@@ -50,7 +51,7 @@ def test_stages_agree_with_their_controls(name, tier, tmp_path):
     assert panels == [stage_of(row) for row in plan.table.rows.values() if " " not in row]
     for stage in panels:
         (controls,) = (need for need in plan.needs(stage) if found[need].method.name == "tuned_optimizers")
-        assert controls in (f"{stage.removesuffix('_mlps')}_controls", "controls")
+        assert controls in (f"{stage.removesuffix('_mlps').removesuffix('_pretrained')}_controls", "controls")
         _agree(found[stage], found[controls], but=("valid_problems",))
 
 
