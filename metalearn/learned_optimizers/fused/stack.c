@@ -318,6 +318,21 @@ typedef struct {
     REAL *grad_given, *const *grad_before, *const *grad_weights;
 } Way;
 
+/* Back through the linear map at a step, from the gradients by its output. */
+static void linear_back(const Shape *shape, const REAL *linear, const REAL *restrict grads, const REAL *restrict top,
+                        Sums *sums) {
+    for (long j = 0; j < shape->hidden; j++) {
+        REAL *restrict by_top = sums->hidden[shape->layers - 1] + j * BLOCK, total = 0;
+#pragma omp simd reduction(+ : total)
+        for (long b = 0; b < BLOCK; b++) {
+            by_top[b] += grads[b] * linear[j];
+            total += grads[b] * top[j * BLOCK + b];
+        }
+        sums->linear[j] += total;
+    }
+    for (long b = 0; b < BLOCK; b++) sums->linear[shape->hidden] += grads[b];
+}
+
 /* One block: forward through all steps, then back. */
 static void block_back(const Shape *shape, const Layer *layers, const Way *way, Trace *kept, Sums *sums, long from) {
     const long hidden = shape->hidden, many = shape->layers, steps = shape->steps;
@@ -335,18 +350,8 @@ static void block_back(const Shape *shape, const Layer *layers, const Way *way, 
         gather(sums->cell[l], by_cell ? by_cell + from * hidden : 0, hidden, count);
     }
     for (long t = steps - 1; t >= 0; t--) {
-        const REAL *linear = way->weights[2 * many], *top = kept->top[t];
         gather(grads, way->grad_output ? way->grad_output + t * shape->coordinates + from : 0, 1, count);
-        for (long j = 0; j < hidden; j++) {
-            REAL *restrict by_top = sums->hidden[many - 1] + j * BLOCK, total = 0;
-#pragma omp simd reduction(+ : total)
-            for (long b = 0; b < BLOCK; b++) {
-                by_top[b] += grads[b] * linear[j];
-                total += grads[b] * top[j * BLOCK + b];
-            }
-            sums->linear[j] += total;
-        }
-        for (long b = 0; b < BLOCK; b++) sums->linear[hidden] += grads[b];
+        linear_back(shape, way->weights[2 * many], grads, kept->top[t], sums);
         for (long l = many - 1; l >= 0; l--) {
             layer_back(shape, layers + l, kept, sums, t, l);
             if (l)
