@@ -36,7 +36,9 @@ def usage_after(
 def allocation(usage: Weighting) -> Weighting:
     """The least used slot first, the next by as much as that one is in use."""
     ascending, order = (TINY + (1 - TINY) * usage).sort(dim=1, stable=True)
-    before = F.pad(ascending.cumprod(1)[:, :-1], (1, 0), value=1.0)
+    # products by their logarithms: the derivative of cumprod has no deterministic form on CUDA
+    smaller = torch.ones_like(usage[0]).expand(usage.shape[1], -1).triu(1)
+    before = torch.exp(ascending.log() @ smaller)
     return ((1 - ascending) * before).gather(1, order.argsort(1))
 
 

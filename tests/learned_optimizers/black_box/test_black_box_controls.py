@@ -1,11 +1,12 @@
 """The controls: the same functions, points in the box, proposals that are what they claim to be."""
 
-import dataclasses
 import json
 
 import pytest
 import torch
 
+from metalearn.cli import register_all
+from metalearn.compose import compose
 from metalearn.learned_optimizers.black_box.functions import fresh, single
 from metalearn.learned_optimizers.black_box.losses import expected_improvement
 from metalearn.learned_optimizers.black_box.proposals import make_proposer
@@ -126,8 +127,14 @@ def test_mistakes_are_explained(box):
         box.controls(box.task(), "optimizers=[]")
 
 
-def test_options_are_those_of_the_network(box):
-    """The same functions by the same defaults, but for how many a library can be given."""
-    ours = dataclasses.asdict(box.options("method", "black_box_optimizer"))
-    theirs = dataclasses.asdict(box.options("method", "black_box_controls"))
-    assert ours["horizon"] == theirs["horizon"]
+@pytest.mark.slow
+@pytest.mark.parametrize("dimension", [1, 2, 3, 6])
+def test_recipes_agree(dimension):
+    """A network and its controls are recipes of their own: their functions must be the same ones."""
+    register_all()
+    place = f"recipe=learned_optimizers/black_box/gp_{dimension}d"
+    ours, theirs = compose([place]), compose([f"{place}_controls"])
+    assert ours.task == theirs.task
+    assert ours.task.dimension == dimension
+    assert ours.method.horizon == theirs.method.horizon
+    assert theirs.role == "control"
