@@ -34,11 +34,11 @@ def test_known_minima(make, name, place, value, within):
 def test_mean_is_zero_and_variance_one_over_the_domain(make, name):
     task = make(name, *STILL, "batch=1")
     points = torch.quasirandom.SobolEngine(task.options.dimension, scramble=True, seed=5)
-    drawn = points.draw(2**15, dtype=torch.float64)
+    drawn = points.draw(2**13, dtype=torch.float64)
     constants = task.batch("test", 0)
     values = task.values(drawn, constants.x, constants.y)
-    assert values.mean().item() == pytest.approx(0, abs=5e-3)
-    assert values.std().item() == pytest.approx(1, abs=1e-2)
+    assert values.mean().item() == pytest.approx(0, abs=1e-2)
+    assert values.std().item() == pytest.approx(1, abs=2e-2)
 
 
 def test_branins_minimum_is_where_the_paper_has_it(make):

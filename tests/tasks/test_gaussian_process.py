@@ -97,10 +97,10 @@ def test_the_law_is_the_priors(make):
     assert covariance[0, 1].item() == pytest.approx(math.exp(-0.5), abs=0.03)
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("kernel", ["rbf", pytest.param("matern52", marks=pytest.mark.slow)])
 def test_the_whole_trajectory_is_differentiable_in_its_points(make, kernel):
     task = small(make, kernel, "jitter=0.01")
-    points = points_of(task, 4)[:, :, :].requires_grad_()
+    points = points_of(task, 3).requires_grad_()
     torch.autograd.gradcheck(lambda x: asked(task, x)[0], points, eps=1e-6, atol=1e-5)
 
 
