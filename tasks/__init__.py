@@ -1,3 +1,4 @@
 """What is learned on. Importing this package registers its names."""
 
-import tasks.config  # noqa: F401
+import tasks.config
+import tasks.function_config  # noqa: F401

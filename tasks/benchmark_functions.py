@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 from metalearn.registry import UserError
 from metalearn.task import Batch
 from metalearn.tree import Tree
-from tasks.config import BenchmarkOptions
+from tasks.function_config import BenchmarkOptions
 from tasks.functions import FunctionTask, Points, Values
 
 

@@ -13,7 +13,7 @@ from torch import Generator, Tensor
 
 from metalearn.rng import generator
 from metalearn.task import Batch, Metrics, Split, Task, TaskSpec
-from tasks.config import FunctionOptions, QuadraticOptions, RastriginOptions, RosenbrockOptions
+from tasks.function_config import FunctionOptions, QuadraticOptions, RastriginOptions, RosenbrockOptions
 
 SPLITS = ("train", "valid", "test", "search_train", "search_valid")
 Points = Float[Tensor, "batch dimension"]

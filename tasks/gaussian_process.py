@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 from metalearn.registry import UserError
 from metalearn.task import Batch
 from metalearn.tree import Tree
-from tasks.config import GaussianProcessOptions
+from tasks.function_config import GaussianProcessOptions
 from tasks.functions import FunctionTask, Points, Values
 
 TINY = 1e-30  # squared distance below which a point is the same one: a root has no derivative at 0

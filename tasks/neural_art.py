@@ -14,7 +14,7 @@ from metalearn.registry import UserError
 from metalearn.rng import generator
 from metalearn.task import Batch, Metrics, Split, Task, TaskSpec
 from tasks import pictures, vgg
-from tasks.config import NeuralArtOptions
+from tasks.function_config import NeuralArtOptions
 
 SPLITS = ("train", "valid", "test", "search_train", "search_valid")
 Images = Float[Tensor, "batch 3 side side"]

@@ -6,7 +6,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
-from tasks.config import LassoOptions, LogisticRegressionOptions
+from tasks.function_config import LassoOptions, LogisticRegressionOptions
 from tasks.functions import FunctionTask, Points, Values
 
 
