@@ -22,7 +22,8 @@ class Layout:
         self.sizes = [math.prod(shape) for shape in self.shapes.values()]
         self.coordinates = sum(self.sizes)
         self.counts = torch.tensor(self.sizes, device=device)
-        self.owner = torch.repeat_interleave(self.counts)  # [coordinates]: the tensor that each is of
+        # [coordinates]: the tensor that each is of
+        self.owner = torch.repeat_interleave(self.counts, output_size=self.coordinates)
 
     def split(self, flat: Float[Tensor, "... coordinates"]) -> list[Tensor]:
         """Each tensor's coordinates, [..., size]."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from metalearn.learned_optimizers.layout import Layout
 from metalearn.learned_optimizers.rules import UpdateRule
-from metalearn.learned_optimizers.slots import kept, memory_per_parameter
+from metalearn.learned_optimizers.slots import Place, kept, memory_per_parameter, places
 from metalearn.learned_optimizers.stored import PRETRAINED, load
 from metalearn.problem import Inner
 from metalearn.registry import UserError
@@ -118,6 +118,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
     def _forget(self) -> None:
         """Drop what is made anew from groups and states when it is needed."""
         self._layouts: dict[Tensor, Layout] = {}  # of batches, by their first tensor
+        self._places: dict[Tensor, dict[str, Place]] = {}
         self._metas: dict[tuple[torch.device, torch.dtype], Tree] = {}
 
     def _batches(self, group: Group) -> list[Tensor]:
@@ -161,7 +162,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         parts = list(layout.unflatten((change * group["lr"])[0]).values())
         slots = after.slots
         if not all(present):
-            slots = kept(self.rule, layout, before, slots, present)
+            slots = kept(self._placed(first, layout), before, slots, present)
             tensors, parts = _where(present, tensors), _where(present, parts)
         self.state[first] = {**state, "slots": slots}  # anew: a state_dict of before stays as it was
         torch._foreach_add_(tensors, parts)
@@ -174,6 +175,11 @@ class LearnedOptimizer(torch.optim.Optimizer):
             shapes = {names[place]: group["params"][place].shape for place in members}
             self._layouts[first] = Layout(shapes, first.device)
         return self._layouts[first]
+
+    def _placed(self, first: Tensor, layout: Layout) -> dict[str, Place]:
+        if first not in self._places:
+            self._places[first] = places(self.rule, layout)
+        return self._places[first]
 
     def _meta(self, device: torch.device, dtype: torch.dtype) -> Tree:
         if (device, dtype) not in self._metas:
