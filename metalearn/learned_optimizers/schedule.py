@@ -24,7 +24,8 @@ class Schedule:
     Lengths are in whole unrolls. A run is as long as the curriculum allows when it begins (Chen et al. 2017;
     Chen et al. 2020, whose stages grow geometrically); with `log_uniform` that is the most, and the length is
     drawn. With `stagger` group g's first run is cut by the share g / groups, so that the groups do not
-    start anew all at the same step.
+    start anew all at the same step; and once more the first that a grown curriculum begins, for the lengths
+    before it may be of one unroll.
     """
 
     def __init__(self, options: MetaTrainingOptions, seed: int) -> None:
@@ -40,12 +41,12 @@ class Schedule:
         if self._fixed and not self.options.stagger:
             parts = self.horizon // self.unroll
             return Place(*divmod(index, parts), parts)
-        start, place = self._begun.get(group, (0, Place(0, 0, self._parts(0, group, 0))))
+        start, place = self._begun.get(group, (0, Place(0, 0, self._parts(0, group, 0, -1))))
         if start > index:
-            start, place = 0, Place(0, 0, self._parts(0, group, 0))
+            start, place = 0, Place(0, 0, self._parts(0, group, 0, -1))
         while start + place.parts <= index:
-            start += place.parts
-            place = Place(place.run + 1, 0, self._parts(start, group, place.run + 1))
+            before, start = start, start + place.parts
+            place = Place(place.run + 1, 0, self._parts(start, group, place.run + 1, before))
         self._begun[group] = start, place
         return place._replace(part=index - start)
 
@@ -61,14 +62,15 @@ class Schedule:
             steps = options.first * (self.horizon / options.first) ** share
         return max(1, int(steps + 1e-6) // self.unroll)
 
-    def _parts(self, index: int, group: int, run: int) -> int:
-        """How many unrolls has a group's run that begins at step `index`."""
+    def _parts(self, index: int, group: int, run: int, before: int) -> int:
+        """How many unrolls has a group's run that begins at step `index`, the one before it at `before`."""
         parts = self.longest(index)
         if self.options.draw == "log_uniform":
             low = min(math.log(self.options.shortest / self.unroll), math.log(parts))
             drawn = torch.rand(1, generator=generator(self.seed, "horizon", group, run)).item()
             parts = max(1, round(math.exp(low + drawn * (math.log(parts) - low))))
-        if self.options.stagger and run == 0:
+        grown = self.options.curriculum != "none" and before < self.options.over <= index
+        if self.options.stagger and (run == 0 or grown):
             return max(1, parts * (self.groups - group) // self.groups)
         return parts
 

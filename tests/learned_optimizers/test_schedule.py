@@ -77,6 +77,15 @@ def test_staggered_groups_start_anew_at_different_steps(kit):
     assert starts == [{10, 20, 30}, {8, 18, 28, 38}, {6, 16, 26, 36}, {4, 14, 24, 34}, {2, 12, 22, 32}]
 
 
+def test_staggered_groups_stay_so_when_a_curriculum_begins_with_one_unroll(kit):
+    schedule = _schedule(kit, groups=5, stagger=True, curriculum="linear", first=10, over=50)
+    starts = [
+        {index for index in range(70, 120) if schedule.place(index, group).part == 0} for group in range(5)
+    ]
+    assert all(not one & other for one, other in itertools.combinations(starts, 2))
+    assert {len(found) for found in starts} == {5}
+
+
 def test_lengths_that_do_not_fit_are_refused(kit):
     with pytest.raises(UserError, match=r"horizons.shortest: got 5, must be from method.unroll, 10, to"):
         _schedule(kit, draw="log_uniform", shortest=5)
