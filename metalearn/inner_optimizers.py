@@ -139,8 +139,8 @@ def safe_sqrt(x: Tensor) -> Tensor:
     There the first moment is 0 too and the true derivative of their quotient has no term from the root;
     autograd's own infinity would make it NaN.
     """
-    positive = x > 0
-    return torch.where(positive, torch.where(positive, x, 1.0).sqrt(), 0.0)
+    none = x <= 0  # NaN stays
+    return torch.where(none, 0.0, torch.where(none, 1.0, x).sqrt())
 
 
 def _mean_square(slots: Tree, slot: str, grads: Tree, decay: float) -> Tree:

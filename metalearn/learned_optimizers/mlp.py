@@ -73,7 +73,7 @@ class MlpRule(UpdateRule):
             more = self._factored(grad, slots, after, layout)
             features = torch.cat([features, more], 1)
         roots = safe_sqrt(layout.means(features * features))
-        seen = features / layout.spread(torch.where(roots > 0, roots, 1.0))
+        seen = features / layout.spread(torch.where(roots == 0, 1.0, roots))
         step = self.propose(meta, seen, self._time(slots["steps"], theta))
         return Inner({"theta": theta - step}, after)
 

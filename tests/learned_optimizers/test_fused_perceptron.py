@@ -58,6 +58,26 @@ def test_equals_the_plain_operations(options, changes, dtype, exact):
     torch.testing.assert_close(found[0][1], found[1][1], rtol=exact, atol=exact)
 
 
+@pytest.mark.parametrize("wrong", [torch.nan, torch.inf])
+def test_a_gradient_that_is_not_finite_shows_in_its_tensor_alone(options, wrong):
+    """No size of a feature can be told of its tensor; with the kernel and without."""
+    layout, found = Layout({"a": (70, 3), "b": (5,)}, torch.device("cpu")), []
+    for fused in (True, False):
+        rule = MlpRule(options.rule, Machine(options.machine))
+        rule.fused, meta = fused, rule.init(generator("wrong"))
+        theta, grad = torch.randn(2, 2, layout.coordinates, generator=generator("grads")).unbind(0)
+        grad[1, 100] = wrong
+        inner = Inner({"theta": theta}, rule.slots(theta, layout))
+        with torch.no_grad():
+            found.append(rule.update(meta, inner, {"theta": grad}, layout).params["theta"])
+    for after in found:
+        assert after[0].isfinite().all()
+        assert after[1, 210:].isfinite().all()
+        assert not after[1, 100].isfinite()
+        assert torch.isnan(torch.tensor(wrong)) <= after[1, :210].isnan().all()
+    torch.testing.assert_close(*found, rtol=1e-5, atol=1e-6, equal_nan=True)
+
+
 def test_bits_do_not_depend_on_threads(options):
     rule, threads, found = MlpRule(options.rule, Machine(options.machine)), torch.get_num_threads(), []
     for count in (1, 2):

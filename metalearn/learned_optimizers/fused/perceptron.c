@@ -43,7 +43,7 @@ static Chunk *cut(const Shape *shape, const Step *step, long *many) {
     return chunks;
 }
 
-INLINE REAL root_of(REAL x) { return x > 0 ? SQRT(x) : 0; }
+INLINE REAL root_of(REAL x) { return x <= 0 ? 0 : SQRT(x); }
 
 /* Rows of features [features, BLOCK]: gradient, parameter, root, its inverse, momenta, momenta times the inverse;
    zeros beyond `count`. */
@@ -149,7 +149,7 @@ static double *inverse_sizes(const Shape *shape, const Step *step, const Chunk *
     for (long k = 0; k < shape->problems * shape->tensors; k++)
         for (long f = 0; f < features; f++) {
             double mean = sizes[k * features + f] / step->sizes[k % shape->tensors];
-            sizes[k * features + f] = mean > 0 ? 1 / sqrt(mean) : 0;
+            sizes[k * features + f] = mean <= 0 ? 0 : 1 / sqrt(mean);
         }
     return sizes;
 }
