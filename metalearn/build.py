@@ -8,6 +8,7 @@ from metalearn.config import Config
 from metalearn.machine import Machine
 from metalearn.method import Context, Method
 from metalearn.network import Network
+from metalearn.registry import UserError
 from metalearn.rng import Key, seeded
 from metalearn.task import Task, TaskSpec
 
@@ -72,4 +73,11 @@ def build(config: Config) -> Parts:
         mixture=config.mixture,
         build=builder,
     )
-    return Parts(machine, task, registry.build("method", config.method, context=context))
+    method = registry.build("method", config.method, context=context)
+    for group, value in (("rule", config.rule), ("mixture", config.mixture)):
+        if value is not None and group not in method.uses:
+            raise UserError(
+                f"method {config.method.name} uses no {group}, and {group}={value.name} was given; set "
+                f"{group}=none, or choose method=learned_optimizer"
+            )
+    return Parts(machine, task, method)

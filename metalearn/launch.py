@@ -214,6 +214,8 @@ def _unknown_key(key: str, arguments: Sequence[str]) -> UserError:
     if leaf in known and isinstance(node, DictConfig):
         fields = ", ".join(f"{key}.{name}" for name in OmegaConf.select(node, leaf) or ())
         return UserError(f"{key}: cannot be chosen anew in a stored configuration; set its options: {fields}")
+    if key.startswith("mixture.members.") and ".draw." in key:
+        return UserError(f"{key}: what is drawn is named freely, so a command line adds it: +{key}=...")
     allowed = (
         f"choose one of: {', '.join(closest(leaf, known))}"
         if known

@@ -45,6 +45,8 @@ class Method(ABC):
 
     shares_steps: bool = False  # whether `step` splits its work over `machine.processes`
     reads_test: bool = True  # whether `evaluate` takes the test split
+    uses: tuple[str, ...] = ()  # those of the groups `rule` and `mixture` that it has a use for
+    measures: tuple[str, ...] = ()  # all that validation measures; empty: that is not known before it
     learns_on: TaskSpec | None = None  # where that is another task than the configured one, a mixture
     ended: str = ""  # why it wants no more steps, by a stopping rule of its own; empty: it goes on
 

@@ -36,6 +36,10 @@ MISTAKES = [  # arguments, what the message must hold
     ),
     (["train", "log.progress=maybe"], ["log.progress: got 'maybe', must be true or false"]),
     (["train", "machine.threads=100000"], ["machine.threads: got 100000", "at most 1024"]),
+    (
+        ["train", "mixture=mixture", "mixture.members.quadratics.draw.task.dimension={choice:[2]}"],
+        ["+mixture.members.quadratics.draw.task.dimension=..."],
+    ),
     (["train", "+foo=1"], ["foo: no such option"]),
     (["train", "~task"], ["task"]),
     (["train", "recipe=quickstart/darts_digits"], ["metalearn replicate", "quickstart/darts_digits_search"]),

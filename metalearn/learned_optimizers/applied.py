@@ -10,7 +10,7 @@ from metalearn.learned_optimizers import budget, controls, stored
 from metalearn.learned_optimizers.config import AppliedOptimizerOptions
 from metalearn.learned_optimizers.controls import Controls
 from metalearn.learned_optimizers.images import write_images
-from metalearn.learned_optimizers.optimizees import family
+from metalearn.learned_optimizers.optimizees import Family, family
 from metalearn.learned_optimizers.rollout import rollout, summary, write_trajectories
 from metalearn.learned_optimizers.rules import UpdateRule
 from metalearn.learned_optimizers.score import score
@@ -31,6 +31,8 @@ class AppliedOptimizer(Method):
     the problems that the trained optimizer is given.
     """
 
+    uses = ("mixture",)
+
     def __init__(self, options: AppliedOptimizerOptions, context: Context) -> None:
         if options.window > options.horizon:
             raise UserError(
@@ -40,7 +42,7 @@ class AppliedOptimizer(Method):
         self.family = family(options, context)
         self.learns_on = self.family.spec
         self.rule, self.meta = stored.load(options.optimizer, context.machine)
-        self.controls = _controls(options, self.family.spec.name)
+        self.controls = _controls(options, self.family)
         self.curves: dict[Split, dict[str, Tensor]] = {}
 
     def step(self, index: int) -> Metrics:  # noqa: ARG002
@@ -124,11 +126,11 @@ class AppliedOptimizer(Method):
         return score(curves[SERIES], curves[name], self.options.window)
 
 
-def _controls(options: AppliedOptimizerOptions, task: str) -> Controls | None:
+def _controls(options: AppliedOptimizerOptions, family: Family) -> Controls | None:
     """The tuned controls, with the reference among them. Raises UserError."""
     if options.controls is None:
         return None
-    found = controls.read(options.controls, options, task)
+    found = controls.read(options.controls, options, family)
     if options.reference not in found.rules:
         raise UserError(
             f"method.reference: got {options.reference!r}, must be an optimizer of {options.controls} that "

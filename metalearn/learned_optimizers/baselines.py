@@ -11,7 +11,7 @@ from torch import Tensor
 
 from metalearn.learned_optimizers.config import TunedOptimizersOptions
 from metalearn.learned_optimizers.optimizees import family
-from metalearn.learned_optimizers.rollout import rollout, summary, write_trajectories
+from metalearn.learned_optimizers.rollout import MEASURES, rollout, summary, write_trajectories
 from metalearn.learned_optimizers.rules import NAMES, HandRule
 from metalearn.method import Context, Method
 from metalearn.registry import UserError
@@ -24,6 +24,9 @@ class TunedOptimizers(Method):
     Each optimizer is then judged with the rate of the lowest final validation loss (Andrychowicz et al.
     2016, section 3), on the problems that a learned optimizer with the same `OptimizeeOptions` is given.
     """
+
+    uses = ("mixture",)
+    measures = (*MEASURES, "learning_rate", "edge_of_grid")
 
     def __init__(self, options: TunedOptimizersOptions, context: Context) -> None:
         check(options, context.steps)
@@ -101,6 +104,7 @@ class TunedOptimizers(Method):
             "budget": self._budget(),
             "options": dataclasses.asdict(self.options),
             "task": self.family.spec.name,
+            "coordinates": self.family.coordinates,
         }
         (folder / "tuning.json").write_text(json.dumps(record, indent=1) + "\n")
 

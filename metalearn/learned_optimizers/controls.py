@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from metalearn.config import typed
 from metalearn.learned_optimizers.config import OptimizeeOptions, TunedOptimizersOptions
+from metalearn.learned_optimizers.optimizees import Family
 from metalearn.learned_optimizers.rules import HandRule
 from metalearn.registry import UserError
 
@@ -22,10 +23,10 @@ class Controls(NamedTuple):
     budget: dict[str, int]  # rollouts, and steps of one problem in all
 
 
-def read(path: str, options: OptimizeeOptions, task: str) -> Controls:
+def read(path: str, options: OptimizeeOptions, family: Family) -> Controls:
     """The winners of a run directory. Raises UserError if there are none, or other problems' ones."""
     record = _record(Path(path).expanduser())
-    _check_same(record, options, task, path)
+    _check_same(record, options, family, path)
     tuned = typed(TunedOptimizersOptions, record["options"], "tuning.json: options.")
     rules = {name: HandRule(name, rate, tuned) for name, rate in record["best"].items()}
     return Controls(rules, record["winner"], record["edge_of_grid"], record["budget"])
@@ -41,10 +42,12 @@ def _record(folder: Path) -> dict[str, Any]:
     )
 
 
-def _check_same(record: dict[str, Any], options: OptimizeeOptions, task: str, path: str) -> None:
+def _check_same(record: dict[str, Any], options: OptimizeeOptions, family: Family, path: str) -> None:
     named = {f.name for f in dataclasses.fields(OptimizeeOptions)} - set(FREE)
-    ours = {key: value for key, value in dataclasses.asdict(options).items() if key in named} | {"task": task}
-    theirs = {key: record["options"].get(key) for key in named} | {"task": record["task"]}
+    told = {"task": family.spec.name, "coordinates": family.coordinates}
+    told = {key: value for key, value in told.items() if key in record}  # older ones know no coordinates
+    ours = {key: value for key, value in dataclasses.asdict(options).items() if key in named} | told
+    theirs = {key: record["options"].get(key) for key in named} | {key: record[key] for key in told}
     different = [key for key in sorted(ours) if ours[key] != theirs[key]]
     if different:
         found = ", ".join(f"{key} {theirs[key]!r} for {ours[key]!r}" for key in different)

@@ -7,6 +7,7 @@ from metalearn.hypergradient.finite_difference import FiniteDifference
 from metalearn.hypergradient.first_order import FirstOrder
 from metalearn.hypergradient.neumann import Neumann
 from metalearn.hypergradient.pes import Pes
+from metalearn.hypergradient.unroll import Truncated
 from metalearn.learned_optimizers.config import MetaTrainingOptions
 from metalearn.registry import UserError
 
@@ -22,7 +23,10 @@ UNFIT = [  # estimator, its name, what is wrong with it here
 def checked(estimator: HyperGradient | None, options: MetaTrainingOptions) -> HyperGradient:
     """`estimator`, if it can teach a rule by unrolls that are scored at every point. Raises UserError."""
     if estimator is None:
-        raise UserError("learned_optimizer: got hypergradient none; choose hypergradient=unrolled")
+        raise UserError(
+            "learned_optimizer: got hypergradient none; choose hypergradient=unrolled, truncated, forward, "
+            "evolution or pes"
+        )
     for unfit, name, reason in UNFIT:
         if isinstance(estimator, unfit):
             raise UserError(
@@ -46,6 +50,12 @@ def _check_points(estimator: HyperGradient, options: MetaTrainingOptions) -> Non
             "learned_optimizer: got method.unroll=1 with count_last=false, which scores an unroll before the "
             "rule has moved anything, so that its gradient is zero; set method.count_last=true, raise "
             "method.unroll, or choose hypergradient=pes"
+        )
+    if isinstance(estimator, Truncated) and estimator.window == 1 and not options.count_last:
+        raise UserError(
+            "hypergradient.window: got 1 with method.count_last=false, which scores nothing that the last "
+            "step has moved, so that the gradient is zero; raise hypergradient.window or set "
+            "method.count_last=true"
         )
     if options.objective == "last" and not options.count_last:
         raise UserError(

@@ -16,7 +16,7 @@ from metalearn.learned_optimizers.augmentation import loss_scale, rescaled
 from metalearn.learned_optimizers.config import MetaTrainingOptions
 from metalearn.learned_optimizers.estimators import checked
 from metalearn.learned_optimizers.optimizees import family
-from metalearn.learned_optimizers.rollout import rollout, summary, write_trajectories
+from metalearn.learned_optimizers.rollout import MEASURES, rollout, summary, write_trajectories
 from metalearn.learned_optimizers.rules import UpdateRule
 from metalearn.learned_optimizers.run import Run
 from metalearn.learned_optimizers.schedule import Schedule
@@ -44,6 +44,8 @@ class MetaTraining(Bilevel):
     """
 
     shares_steps = True
+    uses = ("rule", "mixture")
+    measures = MEASURES
 
     def __init__(self, options: MetaTrainingOptions, context: Context) -> None:
         self.schedule = Schedule(options, context.seed)

@@ -188,6 +188,7 @@ class Family(ABC):
     """Where the problems of meta-training and of evaluation come from."""
 
     spec: TaskSpec  # of all that is learned on
+    coordinates: int | None = None  # of each problem; None: they differ
 
     @abstractmethod
     def draw(self, split: Split, run: int) -> Optimizee:
@@ -204,7 +205,7 @@ class Single(Family):
     def __init__(self, options: OptimizeeOptions, context: Context) -> None:
         self.options = options
         self.optimizee = Optimizee(options, context.task, context.network(), context)
-        self.spec = context.task.spec
+        self.spec, self.coordinates = context.task.spec, self.optimizee.layout.coordinates
 
     def draw(self, split: Split, run: int) -> Optimizee:  # noqa: ARG002
         """Always the same."""

@@ -14,6 +14,8 @@ from metalearn.problem import Inner
 from metalearn.task import Metrics, Split
 from metalearn.tree import Tree
 
+MEASURES = ("final_loss", "log_ratio", "mean_log_loss", "diverged")  # of `summary`
+
 
 def rollout(rule: UpdateRule, meta: Tree, family: Family, split: Split) -> Float[Tensor, "points problems"]:
     """Losses before every step and after the last, `horizon + 1` points, on all problems of a split at once.

@@ -158,6 +158,12 @@ def _fit(path: Path, rule: UpdateRule, meta: Tree) -> None:
             f"{path}: is of another rule than {RECORD} beside it says ({rule.options.name}): "
             f"{'; '.join(wrong[:4])}{'; ...' if len(wrong) > 4 else ''}"
         )
+    lost = [key for key, leaf in meta.items() if not leaf.isfinite().all()]
+    if lost:
+        raise UserError(
+            f"{path}: {', '.join(lost[:4])} has numbers that are not finite: its training diverged; take "
+            "another run, or train with a lower method.learning_rate or with method.clip"
+        )
 
 
 def _reason(error: Exception) -> str:

@@ -12,7 +12,7 @@ from metalearn.method import Method
 from metalearn.processes import PeerLost, Processes
 from metalearn.registry import UserError
 from metalearn.task import Metrics
-from metalearn.train import checkpoint, provenance
+from metalearn.train import checkpoint, monitoring, provenance
 from metalearn.train.checkpoint import Checkpoints
 from metalearn.train.console import say
 from metalearn.train.failure import Diverged, Interrupted, OutOfMemory
@@ -45,6 +45,7 @@ def run(
     if directory.finished:
         return "finished"
     _check_options(config)
+    monitoring.check(config.train, method)
     directory.record(hardware=provenance.hardware())
     with Signals() as signals, Log(config, directory) as log:
         loop = _Loop(config, method, directory, signals, log, probe, processes or Processes())
@@ -224,10 +225,7 @@ class _Loop:
         if monitor is None:
             return False
         if monitor not in values:
-            raise UserError(
-                f"train.monitor: got {monitor}, which the evaluation does not give; choose one of: "
-                f"{', '.join(values)}, or null"
-            )
+            raise monitoring.missing(monitor, values)
         sign = 1 if self.train_options.goal == "min" else -1
         if self.best is not None and sign * values[monitor] >= sign * self.best["value"]:
             return False

@@ -74,8 +74,8 @@ def test_the_controls_are_the_tuned_ones(kit, trained, tuned):
 
 def test_a_control_scored_against_itself_is_even(kit, trained, tuned, monkeypatch):
     """Adam with the tuned rate in the place of the trained rule has every quotient 1."""
-    folder, _ = tuned
-    adam = controls.read(str(folder), _options(optimizer=""), "blobs").rules["adam"]
+    folder, method = tuned
+    adam = controls.read(str(folder), _options(optimizer=""), method.family).rules["adam"]
     monkeypatch.setattr(stored, "load", lambda path, machine: (adam, {}))  # noqa: ARG005
     applied = AppliedOptimizer(
         _options(optimizer=str(trained), controls=str(folder)), kit.context(kit.Blobs())
@@ -126,3 +126,18 @@ def test_mistakes_are_explained(kit, trained, tuned, changes, message):
         changes = changes | {"controls": str(tuned[0])}
     with pytest.raises(UserError, match=message):
         AppliedOptimizer(_options(optimizer=str(trained), **changes), kit.context(kit.Blobs()))
+
+
+def test_controls_of_another_network_are_refused(kit, trained, tuned):
+    """What an older version has tuned does not say which network, and is taken."""
+    path = tuned[0] / "artifacts" / "tuning.json"
+    record = json.loads(path.read_text())
+    options = _options(optimizer=str(trained), controls=str(tuned[0]))
+    path.write_text(json.dumps(record | {"coordinates": record["coordinates"] + 1}))
+    with pytest.raises(
+        UserError, match=f"coordinates {record['coordinates'] + 1} for {record['coordinates']}"
+    ):
+        AppliedOptimizer(options, kit.context(kit.Blobs()))
+    del record["coordinates"]
+    path.write_text(json.dumps(record))
+    assert AppliedOptimizer(options, kit.context(kit.Blobs())).controls is not None

@@ -146,6 +146,13 @@ def test_estimators_that_cannot_teach_are_refused(kit, name, changes, message):
         MetaTraining(kit.learned(**changes), kit.with_estimator(kit.Blobs(), name))
 
 
+def test_a_window_that_scores_nothing_is_refused(kit):
+    context = kit.with_estimator(kit.Blobs(), "truncated", window=1)
+    with pytest.raises(UserError, match=r"hypergradient.window: got 1 .* so that the gradient is zero"):
+        MetaTraining(kit.learned(), context)
+    MetaTraining(kit.learned(count_last=True), context)
+
+
 FIT = [
     ("unrolled", {}),
     ("truncated", {"window": 3}),

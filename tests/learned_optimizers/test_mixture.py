@@ -291,3 +291,11 @@ def test_members_taken_in_from_other_mixtures_are_all_there():
     assert sorted(members) == sorted(name for names in parts.values() for name in names)
     assert {sum(members[name]["weight"] for name in names) for names in parts.values()} == {5.0}
     assert yaml.safe_load((CONF / "mixture/broad.yaml").read_text())["title"] == "broad"
+
+
+@pytest.mark.parametrize("given", ["rule=adam", "mixture=mixture"])
+def test_methods_that_use_no_rule_or_mixture_say_so(given):
+    group = given.partition("=")[0]
+    config = compose([given, "task=two_moons", "network=mlp", "machine=cpu"])
+    with pytest.raises(UserError, match=f"supervised uses no {group}, and {given} .*{group}=none"):
+        build(config)

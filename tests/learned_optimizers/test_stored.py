@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -90,6 +91,10 @@ def _torn(path):
     path.write_bytes(path.read_bytes()[:100])
 
 
+def _poisoned(path):
+    save_file({key: leaf * math.nan for key, leaf in load_file(path).items()}, path)
+
+
 SPOILED = {
     "no folder": (shutil.rmtree, "there is no such folder"),
     "empty folder": (
@@ -103,6 +108,10 @@ SPOILED = {
     "no description": (
         lambda folder: (folder / "optimizer.json").unlink(),
         "optimizer.json: cannot be read .*belong together",
+    ),
+    "diverged": (
+        lambda folder: _poisoned(folder / "optimizer.safetensors"),
+        "numbers that are not finite: its training diverged",
     ),
     "torn weights": (lambda folder: _torn(folder / "optimizer.safetensors"), "safetensors: cannot be read"),
     "torn description": (lambda folder: _torn(folder / "optimizer.json"), "json: cannot be read"),

@@ -193,6 +193,16 @@ def test_a_monitor_that_does_not_exist_names_those_that_do(tmp_path):
     assert not (tmp_path / "none" / "checkpoints" / "best.pt").exists()
 
 
+def test_a_monitor_that_is_known_not_to_exist_is_refused_before_the_first_step(tmp_path):
+    method = NoisyQuadratic()
+    method.measures = ("loss", "largest")
+    with pytest.raises(UserError, match=r"got valid/eror, .*: valid/loss, valid/largest, or null"):
+        train(configuration(tmp_path / "run", monitor="valid/eror"), method)
+    assert method.calls == []
+    train(configuration(tmp_path / "part", monitor="valid/largest"), method)
+    train(configuration(tmp_path / "never", monitor="valid/eror", evaluate_every=0), NoisyQuadratic())
+
+
 @pytest.mark.parametrize("options", [{"monitor": None}, {"evaluate_every": 0}])
 def test_selecting_the_best_needs_evaluations(tmp_path, options):
     method = NoisyQuadratic()

@@ -32,6 +32,8 @@ class BlackBoxOptimizer(Method):
     is learned: a step says what the stored network's loss is.
     """
 
+    measures = ("best_value", "best_value_interval", "mean_best_value")
+
     def __init__(self, options: BlackBoxOptimizerOptions, context: Context) -> None:
         functions = queried(context.task, options)
         _check(options, functions, context)
