@@ -34,13 +34,14 @@ def score(ours: Curve, theirs: Curve, window: int) -> dict[str, Tensor]:
     its last loss, over the steps in which ours first gets there (steps_to_reach); one that never does is
     counted as one step more than there are, so that steps_to_reach > horizon says never and speed_up is then
     an upper bound. reached: share of problems on which our curve gets to their last loss. rose: share of
-    our runs that end above their start. All losses are means over `window` points.
+    our runs that end above their start. All losses are means over `window` points. Last losses that their
+    type could not tell from 0 beside the first one count as the least that it could: logarithms have no 0.
     """
     mine, other = smoothed(ours, window), smoothed(theirs, window)
     target = other.mean(1)[-1]
     steps, their_steps = _first(mine.mean(1) <= target), _first(other.mean(1) <= target)
     return {
-        **_ratio(mine[-1], other[-1]),
+        **_ratio(mine[-1], other[-1], torch.finfo(ours.dtype).eps * mine[0]),
         "speed_up": their_steps / steps,
         "steps_to_reach": steps,
         "reached": (mine <= other[-1]).any(0).double().mean(),
@@ -59,9 +60,9 @@ def half_width(values: Float[Tensor, " samples"]) -> Float[Tensor, ""]:
     return quantile * values.std() / math.sqrt(count)
 
 
-def _ratio(mine: Tensor, other: Tensor) -> dict[str, Tensor]:
-    tiny = torch.finfo(mine.dtype).tiny
-    logs = mine.clamp_min(tiny).log() - other.clamp_min(tiny).log()
+def _ratio(mine: Tensor, other: Tensor, least: Tensor) -> dict[str, Tensor]:
+    least = least.clamp_min(torch.finfo(least.dtype).tiny)
+    logs = mine.clamp_min(least).log() - other.clamp_min(least).log()
     middle, half = logs.mean(), half_width(logs)
     return {
         "final_ratio": middle.exp(),

@@ -57,6 +57,16 @@ def test_the_interval_is_students_over_problems():
     assert half_width(torch.ones(1)) == 0
 
 
+def test_a_last_loss_of_zero_does_not_drown_the_others():
+    """One of ten in float32: it counts as 2^-23 of its start, so that the geometric mean is that to 1/10."""
+    ours = _decay(0.01, problems=10).float().clone()
+    theirs = ours.clone()
+    theirs[1:, 0] = 0
+    found = score(ours, theirs, window=1)
+    assert found["final_ratio"].item() == pytest.approx((math.exp(-1) * 2**23) ** 0.1, rel=1e-4)
+    assert score(theirs, theirs, window=1)["final_ratio"] == 1
+
+
 def test_divergence_shows():
     """One run of two rises, the other leaves the finite at once; both count as they began, or worse."""
     rising = 1 / _decay(0.01, problems=2)
