@@ -82,8 +82,10 @@ def launch(arguments: list[str]) -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us, not to Hydra's printer
     if "COMP_LINE" in os.environ:
         os.environ["COMP_LINE"] = re.sub(r"\btrain\s", "", os.environ["COMP_LINE"], count=1)
-    sys.argv = [sys.argv[0], *_rerun(arguments)]
-    several = bool({"-m", "--multirun"} & set(arguments))
+    sweep = [argument for argument in arguments if argument in ("-m", "--multirun")]
+    others = [argument for argument in arguments if argument not in sweep]
+    sys.argv = [sys.argv[0], *sweep, *_rerun(others)]  # Hydra takes no overrides on both sides of -m
+    several = bool(sweep)
     if several and "WORLD_SIZE" in os.environ:
         raise UserError("-m: a sweep cannot share processes; start its jobs by torchrun one by one")
     failures: list[tuple[str, Exception]] = []

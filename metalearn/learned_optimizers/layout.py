@@ -33,7 +33,7 @@ class Layout:
         """The tensors by name, [..., *shape], as views."""
         front = flat.shape[:-1]
         parts = zip(self.shapes.items(), self.split(flat), strict=True)
-        return {name: part.view(*front, *shape) for (name, shape), part in parts}
+        return {name: part.view((*front, *shape)) for (name, shape), part in parts}
 
     def means(self, x: Float[Tensor, "..."], dim: int = -1) -> Float[Tensor, "..."]:
         """The mean over each tensor's coordinates, which lie along `dim`.

@@ -500,3 +500,12 @@ def test_from_run_leaves_torch_s_settings(kit, tmp_path):
     train(networks[0], make(networks[0].parameters(), lr=0.5))
     train(networks[1], LearnedOptimizer(networks[1].parameters(), *lstm(kit), lr=0.5))
     assert torch.equal(values(networks[0]), values(networks[1]))
+
+
+def test_a_tensor_without_dimensions_moves(kit):
+    scale = nn.Parameter(torch.ones(()))
+    optimizer = LearnedOptimizer([scale], *lstm(kit))
+    scale.square().backward()
+    optimizer.step()
+    assert scale.shape == ()
+    assert scale.item() != 1
