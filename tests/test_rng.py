@@ -3,11 +3,13 @@
 import subprocess
 import sys
 
+import pytest
 import torch
 
 from metalearn.rng import generator, seed_of, seeded
 
 
+@pytest.mark.slow
 def test_a_key_names_one_stream_in_every_process():
     code = "from metalearn.rng import seed_of; print(seed_of('train', 3, 'a'))"
     salt = {"PYTHONHASHSEED": "1"}  # this process has a random one

@@ -88,6 +88,7 @@ def test_the_state_is_carried_from_symbol_to_symbol(text):
     assert found.tolist() == [[2, 3, 5, 8, 13, 21], [7, 12, 19, 31, 50, 81]]
 
 
+@pytest.mark.slow
 def test_one_by_one_is_what_the_network_says_of_the_whole_text(tmp_path):
     """At temperature 0, each symbol is the likeliest after all those before it."""
     store(tmp_path, LSTM)

@@ -227,6 +227,7 @@ def test_measurements_of_a_warm_up_say_nothing(search, monkeypatch):
     assert ended == [False] * 5 + [True]
 
 
+@pytest.mark.slow
 def test_adaptive_weight_decay_goes_back_and_on(search, monkeypatch):
     """Twice up to its largest value; then the stopping rule ends it."""
     lines = [*ADAPTIVE, "method.stopping.kind=eigenvalue"]
@@ -247,6 +248,7 @@ def test_adaptive_weight_decay_goes_back_and_on(search, monkeypatch):
     torch.testing.assert_close(states, copies, rtol=0, atol=0)  # nothing that moves on is shared with them
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "lines", [pytest.param(WATCHED, marks=pytest.mark.slow), ADAPTIVE], ids=["watched", "adaptive"]
 )

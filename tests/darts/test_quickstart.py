@@ -14,6 +14,7 @@ SEARCH = ["recipe=quickstart/darts_digits_search", "machine=cpu", "network.nodes
 RETRAIN = ["recipe=quickstart/darts_digits_retrain", "machine=cpu"]
 
 
+@pytest.mark.slow
 def test_a_search_moves_alpha_and_its_cell_trains(tmp_path):
     search = build(compose(SEARCH)).method
     assert isinstance(search, Darts)

@@ -118,6 +118,7 @@ def test_scores_leave_the_state_as_it_was(search):
     torch.testing.assert_close(run.state_dict(), before, rtol=0, atol=0)
 
 
+@pytest.mark.slow
 def test_a_search_goes_on_bit_by_bit(search):
     whole, half, rest = search(), search(), search()
     rows = [whole.step(index) for index in range(6)]

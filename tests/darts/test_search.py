@@ -386,6 +386,7 @@ def test_many_particles_are_refused(search):
         search(Many(FirstOrderOptions("first_order")))
 
 
+@pytest.mark.slow
 def test_real_step_keeps_momentum_and_decay_though_the_unrolled_one_has_none(search):
     run = search(unroll_momentum=False, unroll_weight_decay=False, clip=None)
     plain = search(clip=None)

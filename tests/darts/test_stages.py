@@ -119,6 +119,7 @@ def test_the_network_of_a_past_stage_is_freed(search):
     assert params() is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "place", [pytest.param(2, marks=pytest.mark.slow), 3, pytest.param(5, marks=pytest.mark.slow)]
 )

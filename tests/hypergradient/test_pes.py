@@ -86,6 +86,7 @@ def exact(central_differences, play):
     return torch.stack(list(grad.values()))
 
 
+@pytest.mark.slow
 def test_no_truncation_bias_where_truncation_has_one(estimator, central_differences, play):
     """In windows of 3 of 12 steps, reverse mode is many standard errors off and PES is not."""
     right, windows = exact(central_differences, play), whole_run().split(WINDOW)

@@ -226,6 +226,7 @@ def test_pictures_hold_vectors_alone_and_no_colour_beyond_the_scale():
     assert shade(7.0) == shade(1.0) == "#" + "".join(f"{part:02x}" for part in STOPS[-1])
 
 
+@pytest.mark.slow
 def test_a_run_leaves_both_figures(tmp_path, monkeypatch):
     """The same each time, and without a draw from training's generators."""
     from metalearn.build import build

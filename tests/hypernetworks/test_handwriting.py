@@ -192,6 +192,7 @@ def test_leaves_a_picture_of_drawn_lines_beside_real_ones(task, tmp_path):
     assert [node.text for node in root.iter(f"{space}text")] == ["drawn", "drawn, temperature 0.5", "real"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", NETWORKS)
 def test_learns_a_stroke(make, task):
     torch.manual_seed(0)

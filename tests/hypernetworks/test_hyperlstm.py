@@ -156,6 +156,7 @@ class _Scan(torch.nn.Module):
         return self.cell.scan(x, state)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", [False, True])
 @pytest.mark.parametrize("check", [torch.autograd.gradcheck, torch.autograd.gradgradcheck])
 def test_gradients_by_central_differences(check, norm):

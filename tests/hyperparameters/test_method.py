@@ -117,6 +117,7 @@ def test_no_run_shares_start_or_batches_with_another(kit):
     assert {key[0] for key in outer} == {"search_valid"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("penalties", ["none", "global"])
 def test_learns_from_a_bad_start(kit, penalties):
     options = kit.learned(

@@ -60,6 +60,7 @@ def test_unrolls_go_on_through_a_run(kit, count_last):
     assert [batch.key[1] for batch in segments[0].outer.values()] == [7, 8, 9, 10][: 3 + count_last]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("task", "ratio"), [("Quadratics", 0.6), ("Blobs", 0.8)])
 def test_learns(kit, task, ratio):
     """The final validation loss falls well below that of the untrained LSTM."""

@@ -146,6 +146,7 @@ def test_evaluation_takes_fixed_fresh_problems(built):
     assert len(torch.cat(starts).unique()) == sum(map(len, starts))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["mixture", *(pytest.param(name, marks=pytest.mark.slow) for name in ("functions", "mlps"))]
 )

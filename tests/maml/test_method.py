@@ -299,6 +299,7 @@ def test_refuses_compilation_and_situations_of_reptile(kit):
         kit.make(algorithm="reptile").situations(0)
 
 
+@pytest.mark.slow
 def test_learns_to_adapt_to_sine_waves():
     """After 200 meta-steps tasks adapt to half the loss that they adapt to after as much joint training."""
     cli.register_all()

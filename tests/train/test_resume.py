@@ -190,6 +190,7 @@ def test_kill_9_at_random_moments(tmp_path, options):
     assert not list(run.rglob(".tmp-*"))
 
 
+@pytest.mark.slow
 def test_two_runs_one_directory(tmp_path):
     run = tmp_path / "run"
     process = _start(run, 0.2)
