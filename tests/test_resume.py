@@ -19,7 +19,7 @@ FAMILIES = {
         "network.units=12", "train.test=false",
     ],
     "learned_optimizers": [
-        "task=quadratic", "network=point", "method=learned_optimizer", "hypergradient=unrolled",
+        "task=quadratic", "network=point", "method=learned_optimizer", "hypergradient=unrolled", "rule=lstm",
         "train.monitor=valid/final_loss",
     ],
 }  # fmt: skip

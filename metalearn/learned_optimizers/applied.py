@@ -11,9 +11,9 @@ from metalearn.learned_optimizers.config import AppliedOptimizerOptions
 from metalearn.learned_optimizers.controls import Controls
 from metalearn.learned_optimizers.images import write_images
 from metalearn.learned_optimizers.optimizees import Family, family
-from metalearn.learned_optimizers.rollout import rollout, summary, write_trajectories
+from metalearn.learned_optimizers.rollout import MEASURES, rollout, summary, write_trajectories
 from metalearn.learned_optimizers.rules import UpdateRule
-from metalearn.learned_optimizers.score import score
+from metalearn.learned_optimizers.score import SCORES, score
 from metalearn.method import Context, Method
 from metalearn.registry import UserError
 from metalearn.task import Metrics, Split
@@ -32,6 +32,7 @@ class AppliedOptimizer(Method):
     """
 
     uses = ("mixture",)
+    measures = (*MEASURES, *SCORES)  # the scores only beside controls
 
     def __init__(self, options: AppliedOptimizerOptions, context: Context) -> None:
         if options.window > options.horizon:

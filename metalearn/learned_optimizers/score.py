@@ -9,6 +9,16 @@ from torch import Tensor
 Curve = Float[Tensor, "points problems"]
 CONFIDENCE = 0.95
 
+SCORES = (  # of `score`
+    "final_ratio",
+    "final_ratio_low",
+    "final_ratio_high",
+    "speed_up",
+    "steps_to_reach",
+    "reached",
+    "rose",
+)
+
 
 def shown(curve: Curve) -> Curve:
     """A loss that is not finite counts as that run's first one."""
