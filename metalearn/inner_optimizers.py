@@ -53,8 +53,7 @@ def adam(
     if weight_decay:
         grads = add(grads, params, weight_decay)
     steps = slots["steps"] + 1
-    first = {key: torch.lerp(slots[f"first/{key}"], grad, 1 - betas[0]) for key, grad in grads.items()}
-    second = _mean_square(slots, "second", grads, betas[1])
+    first, second = _moments(slots, grads, betas)
     rate, correction = learning_rate / (1 - betas[0] ** steps), (1 - betas[1] ** steps).sqrt()
     moved = {
         key: leaf - (rate * (first[key] / (safe_sqrt(second[key]) / correction + epsilon))).to(leaf.dtype)
@@ -95,8 +94,7 @@ def nadam(
     steps = slots["steps"] + 1
     here, ahead = (betas[0] * (1 - 0.5 * 0.96 ** (at * momentum_decay)) for at in (steps, steps + 1))
     momenta = slots["momenta"] * here
-    first = {key: torch.lerp(slots[f"first/{key}"], grad, 1 - betas[0]) for key, grad in grads.items()}
-    second = _mean_square(slots, "second", grads, betas[1])
+    first, second = _moments(slots, grads, betas)
     correction = (1 - betas[1] ** steps).sqrt()
     of_grad, of_first = (1 - here) / (1 - momenta), ahead / (1 - momenta * ahead)
     moved = {}
@@ -141,6 +139,12 @@ def safe_sqrt(x: Tensor) -> Tensor:
     """
     none = x <= 0  # NaN stays
     return torch.where(none, 0.0, torch.where(none, 1.0, x).sqrt())
+
+
+def _moments(slots: Tree, grads: Tree, betas: tuple[float, float]) -> tuple[Tree, Tree]:
+    """Adam's running means of the gradients and of their squares."""
+    first = {key: torch.lerp(slots[f"first/{key}"], grad, 1 - betas[0]) for key, grad in grads.items()}
+    return first, _mean_square(slots, "second", grads, betas[1])
 
 
 def _mean_square(slots: Tree, slot: str, grads: Tree, decay: float) -> Tree:
