@@ -267,7 +267,7 @@ class _Pool:
     """Runs jobs at once, in this process."""
 
     full = False
-    work = staticmethod(schedule._work)
+    work = staticmethod(schedule.work)
 
     def __init__(self, *_):
         self.busy = {}

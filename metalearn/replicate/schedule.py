@@ -1,24 +1,14 @@
 """Jobs in the order that they need each other, several at a time."""
 
 import signal
-import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from metalearn.launch import checked
 from metalearn.registry import UserError
 from metalearn.replicate.jobs import Job
 from metalearn.replicate.selection import select
+from metalearn.work import Outcome, work
 from metalearn.workers import Pool
-
-
-class Outcome(NamedTuple):
-    """How a job ended."""
-
-    state: str  # finished, failed, diverged, interrupted, skipped
-    message: str
-    seconds: float
-
 
 Outcomes = dict[Path, Outcome]  # by the job's folder
 
@@ -35,7 +25,7 @@ def run_all(jobs: list[Job], workers: int) -> Outcomes:
 
     before = signal.signal(signal.SIGTERM, stop)
     try:
-        with Pool(min(workers, len(jobs)), _work) as pool:
+        with Pool(min(workers, len(jobs)), work) as pool:
             return _schedule(jobs, pool)
     except (KeyboardInterrupt, _StopError) as error:
         stopped = UserError("stopped after a checkpoint of every run; the same command goes on from there")
@@ -81,25 +71,3 @@ def _without_run(job: Job, outcomes: Outcomes) -> Outcome | None:
             return Outcome("skipped", str(error), 0.0)
     lacking = [need.name for need in job.needs if outcomes[need].state != "finished"]
     return Outcome("skipped", f"needs {', '.join(lacking)}", 0.0) if lacking else None
-
-
-def _work(overrides: list[str]) -> Outcome:
-    """One run in a worker."""
-    from metalearn.cli import register_all
-    from metalearn.launch import run_one
-
-    register_all()
-    started = time.monotonic()
-
-    def ended(state: str, message: str = "") -> Outcome:
-        return Outcome(state, message, time.monotonic() - started)
-
-    try:
-        run_one(checked(overrides), ["metalearn", "train", *overrides])
-        return ended("finished")
-    except UserError as error:
-        return ended(getattr(error, "state", "failed"), str(error))
-    except SystemExit:
-        return ended("interrupted")
-    except Exception as error:  # a defect of ours: the other runs go on
-        return ended("failed", f"{type(error).__name__}: {error}")

@@ -125,12 +125,12 @@ def test_a_signal_in_an_evaluation_is_honoured_after_it(tmp_path, unbroken):
                 os.kill(os.getpid(), signal.SIGTERM)
             return super().evaluate(split)
 
-    first = Signalled()
+    first, before = Signalled(), signal.getsignal(signal.SIGTERM)
     with pytest.raises(SystemExit) as stop:
         train(configuration(tmp_path / "run"), first)
     assert stop.value.code == 143
     assert first.calls[-2:] == [9, "valid"]
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL, "the handlers are put back"
+    assert signal.getsignal(signal.SIGTERM) == before, "the handlers are put back"
     assert _bytes(train(configuration(tmp_path / "run"), NoisyQuadratic())) == unbroken
 
 

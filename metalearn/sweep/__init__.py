@@ -1,0 +1,1 @@
+"""Sweeps that survive: many runs of one configuration, chosen by a strategy, wherever they run."""

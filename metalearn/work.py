@@ -1,0 +1,37 @@
+"""One run as a job of others: what a worker does, wherever it is, and how it tells the end."""
+
+import time
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from metalearn.registry import UserError
+
+
+class Outcome(NamedTuple):
+    """How a job ended."""
+
+    state: str  # finished, stopped (at train.stop_at), failed, diverged, interrupted, skipped
+    message: str
+    seconds: float
+
+
+def work(overrides: Sequence[str]) -> Outcome:
+    """Run one configuration in this process. Never raises: the jobs beside it go on."""
+    from metalearn.cli import register_all
+    from metalearn.launch import checked, run_one
+
+    register_all()
+    started = time.monotonic()
+
+    def ended(state: str, message: str = "") -> Outcome:
+        return Outcome(state, message, time.monotonic() - started)
+
+    try:
+        run_one(checked(overrides), ["metalearn", "train", *overrides])
+        return ended("finished")
+    except UserError as error:
+        return ended(getattr(error, "state", "failed"), str(error))
+    except SystemExit:
+        return ended("interrupted")
+    except Exception as error:  # a defect of ours: the other runs go on
+        return ended("failed", f"{type(error).__name__}: {error}")
