@@ -1,10 +1,12 @@
 """Every recipe composes, builds and takes two steps at toy size; every plan's parts exist."""
 
+import re
+
 import pytest
 
 from metalearn import cli, registry
 from metalearn.build import build
-from metalearn.compose import compose, options, recompose
+from metalearn.compose import CONF, compose, options, recompose
 from metalearn.machine import Machine
 from metalearn.replicate import load
 from metalearn.replicate.check import check_run
@@ -14,8 +16,16 @@ from metalearn.rng import generator
 
 cli.register_all()
 RECIPES = options("recipe")
-PLANS = [name for name in RECIPES if recompose([f"recipe={name}"]).replicate is not None]
+
+
+def _text(name):
+    return (CONF / f"recipe/{name}.yaml").read_text()
+
+
+# by their text: to compose all takes longer than most tests
+PLANS = [name for name in RECIPES if re.search(r"^replicate:|^ *- /replicate/", _text(name), re.MULTILINE)]
 RUNS = [name for name in RECIPES if name not in PLANS]
+PLACES = ("name=", "seed=", "run_dir=")
 
 # the same objects at a size that a test can pay for: (recipe prefix, overrides)
 TOY = {
@@ -152,32 +162,36 @@ def test_recipe_takes_two_steps_at_toy_size(name, trained):
         assert all(value.isfinite().all() for value in metrics.values())
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", PLANS)
-def test_plan_is_whole(name, tmp_path):
-    for plan in load(name):
-        assert {stage_of(row) for row in plan.table.rows.values()} <= set(plan.stages)
-        for job in _unlike(jobs(plan, [], tmp_path)):
-            check_run(plan, job.stage, compose(job.overrides))
-        stages = [figure.get("stage") for figure in plan.figures if "stage" in figure]
-        assert set(stages) <= set(plan.stages)
-
-
-def _tiers(name):
-    """All but the one that is taken where none is asked for, which `test_plan_is_whole` sees."""
-    plan = recompose([f"recipe={name}"]).replicate
-    return [tier for tier in plan.get("tiers", {}) if tier != plan.tier]
-
-
-TIERS = [(name, tier) for name in PLANS for tier in _tiers(name)]
+def _groups(plans):
+    """Plans by the file of conf/replicate that they share, or by their own name."""
+    found = {}
+    for name in plans:
+        shared = re.search(r"^ *- /replicate/(\w+)", _text(name), re.MULTILINE)
+        found.setdefault(shared[1] if shared else name, []).append(name)
+    return found
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "tier"), TIERS)
-def test_every_tier_of_a_plan_composes(name, tier, tmp_path):
-    (plan,) = load(name, None, tier)
-    for job in _unlike(jobs(plan, [], tmp_path)):
-        check_run(plan, job.stage, compose(job.overrides))
+@pytest.mark.parametrize("names", [pytest.param(names, id=key) for key, names in _groups(PLANS).items()])
+def test_plans_are_whole(names, tmp_path):
+    """At every tier; what plans share is composed once."""
+    seen = set()
+    for name in names:
+        tiers = recompose([f"recipe={name}"]).replicate.get("tiers", {}) or [None]
+        for plan in (plan for tier in tiers for plan in load(name, None, tier)):
+            assert {stage_of(row) for row in plan.table.rows.values()} <= set(plan.stages)
+            stages = [figure.get("stage") for figure in plan.figures if "stage" in figure]
+            assert set(stages) <= set(plan.stages)
+            for job in _unlike(jobs(plan, [], tmp_path)):
+                lines = {line for line in job.overrides if not line.startswith(PLACES)}
+                if lines not in seen:
+                    check_run(plan, job.stage, compose(job.overrides))
+                seen.add(frozenset(lines))
+
+
+@pytest.mark.slow
+def test_what_is_a_plan_is_told_by_its_text():
+    assert [name for name in RECIPES if recompose([f"recipe={name}"]).replicate is not None] == PLANS
 
 
 @pytest.mark.parametrize("name", _firsts(RUNS))

@@ -12,18 +12,19 @@ import pytest
 FAMILIES = {
     "darts": [
         "task=digits", "network=darts_supernet", "method=darts", "hypergradient=finite_difference",
-        "task.batch=4", "network.cells=3", "network.channels=2", "train.test=false",
+        "task.batch=4", "network.cells=3", "network.nodes=2", "network.channels=2", "train.evaluate_every=0",
+        "train.monitor=null", "train.test=false",
     ],
     "hypernetworks": [
         "task=python_docs", "network=hyperlstm_lm", "method=supervised", "task.batch=2", "task.time=8",
-        "network.units=12", "train.test=false",
+        "network.units=12", "train.evaluate_every=0", "train.monitor=null", "train.test=false",
     ],
     "learned_optimizers": [
         "task=quadratic", "network=point", "method=learned_optimizer", "hypergradient=unrolled", "rule=lstm",
-        "train.monitor=valid/final_loss",
+        "task.batch=8", "method.horizon=20", "method.valid_problems=2", "train.monitor=valid/final_loss",
     ],
 }  # fmt: skip
-STEPS = 40
+STEPS = 24
 
 
 def _command(family, folder):
@@ -31,10 +32,10 @@ def _command(family, folder):
         f"train.steps={STEPS}",
         "train.checkpoint_every=7",
         "train.log_every=1",
-        "train.evaluate_every=20",
+        "train.evaluate_every=12",
     ]
     where = [f"run_dir={folder}", "machine=cpu", "machine.threads=1", "log=none", "log.progress=false"]
-    return [sys.executable, "-m", "metalearn", "train", *FAMILIES[family], *budget, *where]
+    return [sys.executable, "-m", "metalearn", "train", *budget, *where, *FAMILIES[family]]
 
 
 def _rows(folder):

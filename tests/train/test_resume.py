@@ -173,7 +173,7 @@ def test_kill_9_at_random_moments(tmp_path, options):
     unbroken = _bytes(train(configuration(tmp_path / "unbroken", steps=60, **changes), NoisyQuadratic()))
     run, moments = tmp_path / "run", random.Random(0)
     killed = 0
-    for _ in range(8):
+    for _ in range(5):
         process = _start(run, 0.01, "steps=60", *options)
         _wait_for_start(run, process)
         try:
