@@ -40,6 +40,7 @@ class TrainOptions:
 
     steps: int = number(at_least=1)
     minutes: float | None = number(above=0)  # wall-clock budget; null: none
+    stop_at: int | None = field(default=None, metadata={"at_least": 1})  # leave off there, to go on later
     log_every: int = number(at_least=1)
     evaluate_every: int = number(at_least=0)
     checkpoint_every: int = number(at_least=0)
@@ -77,6 +78,7 @@ class LogOptions:
     entity: str | None = required()
     tags: list[str] = required()
     progress: bool = required()  # the bar on a terminal, or plain lines elsewhere
+    group: str | None = field(default=None)  # which runs stand together; null: those of one name, or sweep
 
 
 @dataclass
@@ -114,7 +116,13 @@ class Config:
     paper: PaperOptions | None = required()
 
 
-NOT_OF_A_RUN = ("replicate", "defaults", "hydra")  # what a recipe or a stored configuration also holds
+NOT_OF_A_RUN = (
+    "replicate",
+    "sweep",
+    "launcher",
+    "defaults",
+    "hydra",
+)  # what a recipe or a stored configuration also holds
 
 
 def resolve(composed: DictConfig) -> Config:

@@ -19,6 +19,8 @@ def work(overrides: Sequence[str]) -> Outcome:
     """Run one configuration in this process. Never raises: the jobs beside it go on."""
     from metalearn.cli import register_all
     from metalearn.launch import checked, run_one
+    from metalearn.train.files import read_json
+    from metalearn.train.run_directory import STATUS
 
     register_all()
     started = time.monotonic()
@@ -27,8 +29,8 @@ def work(overrides: Sequence[str]) -> Outcome:
         return Outcome(state, message, time.monotonic() - started)
 
     try:
-        run_one(checked(overrides), ["metalearn", "train", *overrides])
-        return ended("finished")
+        run = run_one(checked(overrides), ["metalearn", "train", *overrides])
+        return ended("finished" if run is None else read_json(run / STATUS)["state"])
     except UserError as error:
         return ended(getattr(error, "state", "failed"), str(error))
     except SystemExit:

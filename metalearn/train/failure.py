@@ -25,6 +25,13 @@ class Interrupted(SystemExit):
         self.message = message
 
 
+def remedy(diverged: str) -> str:
+    """What to try against a divergence of which this is the message."""
+    if "hypergradient/residual" in diverged:
+        return "lower hypergradient.step (neumann) or raise hypergradient.damping"
+    return "lower a learning rate or clip gradients"
+
+
 def state_of(error: BaseException) -> str:
     """failed, diverged or interrupted."""
     if isinstance(error, SystemExit | KeyboardInterrupt):

@@ -10,12 +10,11 @@ import torch
 from metalearn.config import Config
 from metalearn.method import Method
 from metalearn.processes import PeerLost, Processes
-from metalearn.registry import UserError
 from metalearn.task import Metrics
 from metalearn.train import checkpoint, monitoring, provenance
 from metalearn.train.checkpoint import Checkpoints
 from metalearn.train.console import say
-from metalearn.train.failure import Diverged, Interrupted, OutOfMemory
+from metalearn.train.failure import Diverged, Interrupted, OutOfMemory, remedy
 from metalearn.train.log import Log, Watch, check_state, host
 from metalearn.train.run_directory import RunDirectory, begun
 from metalearn.train.signals import Signals
@@ -31,7 +30,8 @@ def run(
     probe: Probe | None = None,
     processes: Processes | None = None,
 ) -> str:
-    """Train until the budget of steps or minutes is used up, then test; returns the final state, "finished".
+    """Train until the budget of steps or minutes is used up, then test; returns the final state: "finished",
+    or "stopped" after a checkpoint at `train.stop_at`, from where the same run may go on later.
 
     `describe` is called with the finished run's directory, and may write its report there. `probe` is asked
     for more metrics before every `train.diagnose_every`-th step, and must leave the method as it is. With
@@ -44,7 +44,6 @@ def run(
     """
     if directory.finished:
         return "finished"
-    _check_options(config)
     monitoring.check(config.train, method)
     directory.record(hardware=provenance.hardware())
     with Signals() as signals, Log(config, directory) as log:
@@ -52,6 +51,9 @@ def run(
         try:
             loop.restore()
             loop.train()
+            if loop.stops:
+                loop.leave_off()
+                return "stopped"
             loop.finish()
             if describe is not None:
                 describe(directory.path)
@@ -59,7 +61,7 @@ def run(
         except PeerLost as error:
             raise PeerLost(loop.after_loss(str(error))) from error
         except Diverged as error:
-            raise Diverged(f"{error}; {loop.last_good()}; {_remedy(str(error))}") from None
+            raise Diverged(f"{error}; {loop.last_good()}; {remedy(str(error))}") from None
         except (MemoryError, RuntimeError) as error:
             if not _is_out_of_memory(error):
                 raise
@@ -141,7 +143,7 @@ class _Loop:
         self.processes.from_leader((self.step, self.method.state_dict() if self.processes.size > 1 else {}))
         self.leading = True
         self._evaluate_if_due()
-        while self.step < options.steps and not self.method.ended and not self._out_of_time():
+        while not self._done() and not self.stops:
             if self.probe is not None and self._due(options.diagnose_every):
                 self.log.write(self.step, host(self.probe(self.method, self.step)))
             self.processes.from_leader(True)
@@ -160,6 +162,17 @@ class _Loop:
                 self._save()
             self._stop_if_asked()
         self._dismiss()
+
+    @property
+    def stops(self) -> bool:
+        """Whether the run is to leave off here although it is not done."""
+        stop_at = self.train_options.stop_at
+        return stop_at is not None and self.step >= stop_at and not self._done()
+
+    def leave_off(self) -> None:
+        """Checkpoint; the rows so far are those of a run that goes on."""
+        self._save()
+        self.directory.set_status("stopped", f"at train.stop_at={self.train_options.stop_at}")
 
     def finish(self) -> None:
         """Test what was selected, write the artifacts, and call the run finished."""
@@ -202,6 +215,9 @@ class _Loop:
 
     def _seconds(self) -> float:
         return self.seconds_before + time.perf_counter() - self.started
+
+    def _done(self) -> bool:
+        return self.step >= self.train_options.steps or bool(self.method.ended) or self._out_of_time()
 
     def _out_of_time(self) -> bool:
         minutes = self.train_options.minutes
@@ -272,21 +288,6 @@ class _Loop:
             return {"selected/step": self.step}
         self.method.load_state_dict(restored.state["method"])
         return {"selected/step": restored.state["step"]}
-
-
-def _check_options(config: Config) -> None:
-    train = config.train
-    if train.select == "best" and (train.monitor is None or not train.evaluate_every):
-        raise UserError(
-            "train.select: got best, which needs train.monitor and train.evaluate_every above 0; set them, "
-            "or take train.select=last"
-        )
-
-
-def _remedy(diverged: str) -> str:
-    if "hypergradient/residual" in diverged:
-        return "lower hypergradient.step (neumann) or raise hypergradient.damping"
-    return "lower a learning rate or clip gradients"
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

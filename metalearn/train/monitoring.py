@@ -9,6 +9,11 @@ from metalearn.registry import UserError
 
 def check(train: TrainOptions, method: Method) -> None:
     """Refuse, before anything has trained, what the method is known not to measure. Raises UserError."""
+    if train.select == "best" and (train.monitor is None or not train.evaluate_every):
+        raise UserError(
+            "train.select: got best, which needs train.monitor and train.evaluate_every above 0; set them, "
+            "or take train.select=last"
+        )
     if train.monitor is None or not train.evaluate_every or not method.measures:
         return
     split, _, quantity = train.monitor.partition("/")

@@ -2,9 +2,9 @@
 
 run.yaml         the resolved configuration; `metalearn train --config-dir RUN --config-name run` runs it anew
 provenance.json  versions, commit, seed, hardware, task, command line; `history` holds earlier starts
-status.json      {"state": running|finished|failed|diverged|interrupted, "step", "message"}
+status.json      {"state": running|finished|stopped|failed|diverged|interrupted, "step", "message"}
 metrics.jsonl    a row per logged step, no times: an interrupted and resumed run writes the same bytes
-timing.jsonl     seconds and steps per second of the logged steps
+timing.jsonl     seconds, steps per second and, where the device tells it, energy of the logged steps
 checkpoints/     the last few and the best
 artifacts/       what the method leaves to the user
 wandb/           W&B's own files

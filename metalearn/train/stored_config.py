@@ -13,7 +13,17 @@ from metalearn.train.console import say
 from metalearn.train.files import write_text
 
 # may differ when a run goes on: none of these changes a number of metrics.jsonl ...
-FREE = ("train.minutes", "train.keep", "log", "runs", "run_dir", "data_dir", "download", "paper")
+FREE = (
+    "train.minutes",
+    "train.stop_at",
+    "train.keep",
+    "log",
+    "runs",
+    "run_dir",
+    "data_dir",
+    "download",
+    "paper",
+)
 # ... and these only its last bits, which is said
 TOLERATED = ("machine.name", "machine.device", "machine.threads")
 
@@ -38,8 +48,9 @@ def write(path: Path, config: Config) -> None:
 
 
 def plain(config: Config) -> dict[str, Any]:
-    """The configuration as plain containers that compose to it again; the run directory is left open."""
+    """The configuration as plain containers that compose to it again; where it is and stops is left open."""
     values = dataclasses.asdict(config)
+    values["train"]["stop_at"] = None
     for group in GROUPS:
         values[group] = values[group] or {"name": "none"}
     return {**values, "run_dir": None}

@@ -102,7 +102,7 @@ class Tracker:
             mode=mode,  # type: ignore[arg-type]
             project=log.project,
             entity=log.entity,
-            group=config.name,
+            group=log.group or config.name,
             job_type=config.role,
             name=self._directory.path.name,
             tags=log.tags,
