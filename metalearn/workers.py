@@ -79,11 +79,16 @@ class Pool:
 
 def _serve(channel: connection.Connection, work: Work, parent: int) -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
+    end_with_parent(parent)
+    with contextlib.suppress(EOFError, OSError):
+        while True:
+            channel.send(work(channel.recv()))
+
+
+def end_with_parent(parent: int) -> None:
+    """Leave the parent's terminal, and be sent SIGTERM when the parent is gone, whatever ends it."""
     os.setsid()  # Ctrl-C on the terminal reaches the parent, which tells the workers once
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
     if os.getppid() != parent:
-        return
-    with contextlib.suppress(EOFError, OSError):
-        while True:
-            channel.send(work(channel.recv()))
+        raise SystemExit
