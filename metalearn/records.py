@@ -36,6 +36,7 @@ class Run:
     rows: list[dict[str, Any]]  # metrics.jsonl
     seconds: float | None  # the time of training and evaluation, pauses left out
     parameters: int | None
+    joules: float | None = None  # energy of all starts, where the device told it
 
     @property
     def seed(self) -> int:
@@ -102,21 +103,28 @@ def read(path: Path) -> Run:
         raise UserError(
             f"{path}: is no run directory, it has no run.yaml; metalearn list runs shows those under runs/"
         )
-    status = _json(path / "status.json")
-    state = status.get("state", "running")
+    state, step, message = standing(path)
+    times = [row for row in _rows(path / "timing.jsonl") if "seconds" in row]
     return Run(
         path=path,
         config=_config(path / "run.yaml"),
-        provenance=_json(path / "provenance.json"),
-        state="crashed" if state == "running" and not _is_held(path / "lock") else state,
-        step=status.get("step", 0),
-        message=status.get("message", ""),
+        provenance=read_object(path / "provenance.json"),
+        state=state,
+        step=step,
+        message=message,
         rows=_rows(path / "metrics.jsonl"),
-        seconds=next(
-            (row["seconds"] for row in reversed(_rows(path / "timing.jsonl")) if "seconds" in row), None
-        ),
-        parameters=_json(path / "artifacts" / "summary.json").get("parameters"),
+        seconds=times[-1]["seconds"] if times else None,
+        parameters=read_object(path / "artifacts" / "summary.json").get("parameters"),
+        joules=times[-1].get("joules") if times else None,
     )
+
+
+def standing(path: Path) -> tuple[str, int, str]:
+    """State, steps done and message of the run in a directory. Raises UserError."""
+    status = read_object(path / "status.json")
+    state = status.get("state", "running")
+    state = "crashed" if state == "running" and not _is_held(path / "lock") else state
+    return state, status.get("step", 0), status.get("message", "")
 
 
 def flat(values: Any, prefix: str = "") -> dict[str, Any]:
@@ -161,7 +169,8 @@ def _config(path: Path) -> dict[str, Any]:
     return {str(key): value for key, value in loaded.items() if key not in ("defaults", "hydra")}
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON object, {} where there is no file. Raises UserError."""
     if not path.exists():
         return {}
     try:

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from metalearn.config import Config
 from metalearn.task import Metrics
+from metalearn.train import energy
 from metalearn.train.checkpoint import tensors
 from metalearn.train.console import Progress
 from metalearn.train.failure import Diverged
-from metalearn.train.rows import RowFile
+from metalearn.train.rows import RowFile, read_rows
 from metalearn.train.run_directory import RunDirectory
 from metalearn.train.tracking import Tracker
 
@@ -112,7 +113,12 @@ class Log:
         """
         complete = self._metrics.count >= rows
         self._metrics.cut(rows)
+        times = read_rows(self._timing.path)
         self._timing.cut_after(step)
+        self._joules_before = times[-1].get("joules") if times else 0.0  # with those of steps now lost
+        on_gpu = self._config.machine.device != "cpu" and torch.cuda.is_available()
+        self._meter = self._stack.enter_context(energy.meter(energy.gpus() if on_gpu else []))
+        self._directory.record(energy=self._meter.note)
         train = self._config.train
         self._tracker = self._stack.enter_context(Tracker(self._config, self._directory))
         self._progress = self._stack.enter_context(Progress(train.steps, step, self._config.log.progress))
@@ -139,11 +145,19 @@ class Log:
         self._progress.show(row)
 
     def write_time(self, step: int, seconds: float) -> None:
-        """Append a row of times: `seconds` of the run without its pauses, and the rate since the last row."""
+        """Append a row of times: `seconds` of the run without its pauses, and the rate since the last row.
+
+        Where the device tells energy, that of all starts so far, in J; it is left out if any could not tell.
+        """
         now = time.perf_counter()
         rate = (step - self._since_step) / max(now - self._since, 1e-9)
         self._since, self._since_step = now, step
-        self._timing.append({"step": step, "seconds": round(seconds, 3), "steps_per_second": round(rate, 3)})
+        times = {"step": step, "seconds": round(seconds, 3), "steps_per_second": round(rate, 3)}
+        joules = self._meter.joules()
+        known = joules is not None and self._joules_before is not None
+        self._timing.append(
+            {**times, **({"joules": round(self._joules_before + joules, 2)} if known else {})}
+        )
 
     def upload(self, folder: Path) -> None:
         """Give W&B what the run leaves to its user."""
