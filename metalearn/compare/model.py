@@ -80,6 +80,7 @@ class Pair(NamedTuple):
     first: str
     second: str
     claim: Claim
+    probability: float | None = None  # two-sided p, corrected for all pairs of the metric and kind
 
 
 class Picture(NamedTuple):
