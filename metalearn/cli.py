@@ -113,9 +113,12 @@ def _usage() -> str:
 
 
 def register_all() -> None:
-    """Make every option of the suite known. Imports no torch."""
+    """Make every option of the suite and of its plugins known. Imports no torch."""
+    from metalearn import plugins
+
     for package in FAMILIES:
         importlib.import_module(package)
+    plugins.load()
 
 
 def _train(arguments: list[str]) -> int:

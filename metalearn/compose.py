@@ -5,6 +5,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from metalearn import plugins
 from metalearn.config import Config, resolve
 
 _here = Path(__file__).resolve().parent
@@ -25,11 +26,23 @@ def recompose(overrides: Sequence[str] = ()) -> DictConfig:
     from hydra.core.global_hydra import GlobalHydra
 
     GlobalHydra.instance().clear()
+    plugins.open_search_path()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return hydra_compose("config", overrides=list(overrides))
 
 
 def options(group: str) -> list[str]:
     """The names that conf/ offers for a group, e.g. every recipe as `folder/name`."""
-    folder = CONF / group
-    return sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml"))
+    places = [root / group for root in roots()]
+    return sorted({str(path.relative_to(f).with_suffix("")) for f in places for path in f.rglob("*.yaml")})
+
+
+def roots() -> list[Path]:
+    """The folders of configurations, in the order in which they are looked through: ours, each plugin's."""
+    return [CONF, *plugins.folders()]
+
+
+def file_of(option: str) -> Path:
+    """The file of an option, e.g. `task/digits`; in conf/ if no folder has it."""
+    found = (root / f"{option}.yaml" for root in roots())
+    return next((path for path in found if path.is_file()), CONF / f"{option}.yaml")

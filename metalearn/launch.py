@@ -12,6 +12,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from metalearn import plugins
 from metalearn.compose import CONF, compose, options, recompose
 from metalearn.config import Config, resolve
 from metalearn.registry import GROUPS, UserError, closest
@@ -99,6 +100,7 @@ def launch(arguments: list[str]) -> int:
         except Exception as error:  # kept from Hydra, whose printer would add a line of its own
             failures.append((" ".join(_job_overrides()), error))
 
+    plugins.open_search_path()
     try:
         hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(job)()
     except (HydraException, OmegaConfBaseException, ValueError) as error:

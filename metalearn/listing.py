@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from metalearn import registry
-from metalearn.compose import CONF, options
+from metalearn.compose import file_of, options
 
 GROUP_OF = {f"{group}s": group for group in registry.GROUPS}
 
@@ -52,7 +52,7 @@ def _first_line(group: str, name: str) -> str:
 
 
 def _first_comment(option: str) -> str:
-    lines = (CONF / f"{option}.yaml").read_text().splitlines()
+    lines = file_of(option).read_text().splitlines()
     comments = [line.lstrip("# ") for line in lines if line.startswith("#") and "@package" not in line]
     return comments[0] if comments else ""
 

@@ -13,6 +13,7 @@ MAY_IMPORT = {  # part: the parts of metalearn that it may import, beside its ow
     "kernels": set(),
     "registry": set(),
     "config": {"registry"},
+    "plugins": {"registry"},
     "task": CORE,
     "network": CORE | {"task"},
     "processes": CORE,

@@ -7,7 +7,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from metalearn import registry
-from metalearn.compose import CONF, options
+from metalearn.compose import file_of, options
 from metalearn.config import Config, required, resolve, typed
 from metalearn.registry import UserError, closest
 from metalearn.train.stored_config import plain
@@ -49,7 +49,7 @@ def problems() -> list[str]:
 
 def read(name: str, changes: Mapping[str, str]) -> Diagnosis:
     """conf/diagnose/NAME.yaml with other numbers; `draws` is then that of every row. Raises UserError."""
-    path = CONF / "diagnose" / f"{name}.yaml"
+    path = file_of(f"diagnose/{name}")
     if name not in (*problems(), OF_A_RUN):
         allowed = ", ".join([*closest(name, problems()), "all"])
         raise UserError(f"no problem is called {name!r}; choose one of: {allowed}")
@@ -98,7 +98,7 @@ def candidate(label: str, values: Mapping[str, Any], config: Config) -> Candidat
 def estimator_options(config: Config, name: str, changes: Mapping[str, Any]) -> Any:
     """conf/hypergradient/NAME.yaml with changes, checked as those of a run. Raises UserError."""
     registry.entry("hypergradient", name)
-    values = OmegaConf.to_container(OmegaConf.load(CONF / "hypergradient" / f"{name}.yaml"))
+    values = OmegaConf.to_container(OmegaConf.load(file_of(f"hypergradient/{name}")))
     assert isinstance(values, dict)
     whole = {**plain(config), "hypergradient": {**values, **changes}}
     return resolve(OmegaConf.create(whole)).hypergradient

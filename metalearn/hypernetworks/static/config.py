@@ -6,7 +6,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from metalearn import registry
-from metalearn.compose import CONF
+from metalearn.compose import file_of
 from metalearn.config import choice, number, required, typed
 from metalearn.registry import UserError, register
 
@@ -121,7 +121,7 @@ def _options_of(name: str, changes: Any) -> Any:
         raise UserError(f"network.of: {error}") from None
     if changes.get("name", name) != name:
         raise UserError(f"network.options.name: got {changes['name']!r}, must be {name!r}, as network.of is")
-    defaults = OmegaConf.to_container(OmegaConf.load(CONF / "network" / f"{name}.yaml"))
+    defaults = OmegaConf.to_container(OmegaConf.load(file_of(f"network/{name}")))
     assert isinstance(defaults, dict)
     return typed(
         schema, {**{str(key): value for key, value in defaults.items()}, **changes}, "network.options."
