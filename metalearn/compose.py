@@ -20,15 +20,23 @@ def compose(overrides: Sequence[str] = ()) -> Config:
 
 
 def recompose(overrides: Sequence[str] = ()) -> DictConfig:
-    """The same before checks, with the `replicate` block of a recipe. Raises Hydra's errors."""
+    """The same before checks, with the `replicate` block of a recipe. Raises Hydra's errors.
+
+    `--config-dir RUN` before overrides means the configuration that is stored in that run directory.
+    """
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 
     GlobalHydra.instance().clear()
     plugins.open_search_path()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return hydra_compose("config", overrides=list(overrides))
+    lines, folder, name = list(overrides), CONF, "config"
+    if "--config-dir" in lines:
+        place = lines.index("--config-dir")
+        folder, name = Path(lines[place + 1]).resolve(), "run"
+        del lines[place : place + 2]
+    with initialize_config_dir(str(folder), version_base="1.3"):
+        return hydra_compose(name, overrides=lines)
 
 
 def options(group: str) -> list[str]:

@@ -21,7 +21,20 @@ if TYPE_CHECKING:
     from metalearn.build import Parts
     from metalearn.diagnose.probe import Probe
 
-CONFIG_GROUPS = (*GROUPS, "machine", "log", "recipe")
+CONFIG_GROUPS = (*GROUPS, "machine", "log", "sweep", "launcher", "recipe")
+DRY = "--dry-run"
+LOOKS = (
+    "--cfg",
+    "-c",
+    "--help",
+    "-h",
+    "--hydra-help",
+    "--info",
+    "-i",
+    "--version",
+    "--shell",
+    "-sc",
+)  # Hydra's
 
 
 def run_one(
@@ -77,42 +90,55 @@ def _fitting(parts: "Parts", config: Config) -> "Parts":
 
 
 def launch(arguments: list[str]) -> int:
-    """Run `metalearn train ARGUMENTS`: one job, or a sweep in which every job has its turn."""
+    """Run `metalearn train ARGUMENTS`: one run, or with -m a sweep (`metalearn.sweep`)."""
     import hydra
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us, not to Hydra's printer
     if "COMP_LINE" in os.environ:
         os.environ["COMP_LINE"] = re.sub(r"\btrain\s", "", os.environ["COMP_LINE"], count=1)
     sweep = [argument for argument in arguments if argument in ("-m", "--multirun")]
-    others = [argument for argument in arguments if argument not in sweep]
-    sys.argv = [sys.argv[0], *sweep, *_rerun(others)]  # Hydra takes no overrides on both sides of -m
-    several = bool(sweep)
-    if several and "WORLD_SIZE" in os.environ:
-        raise UserError("-m: a sweep cannot share processes; start its jobs by torchrun one by one")
-    failures: list[tuple[str, Exception]] = []
+    others = _rerun([argument for argument in arguments if argument not in (*sweep, DRY)])
+    if DRY in arguments and not sweep:
+        raise UserError(f"{DRY}: says what a sweep would run; add -m")
+    if sweep and not any(argument.startswith(LOOKS) for argument in others):
+        return _sweep(others, DRY in arguments)
+    sys.argv = [sys.argv[0], *sweep, *others]  # Hydra takes no overrides on both sides of -m
+    failures: list[Exception] = []
 
     def job(composed: DictConfig) -> None:
         try:
             _refuse_plan(composed)
+            _refuse_sweep(_job_overrides())
             run = run_one(resolve(composed), ["metalearn", "train", *arguments], _describe)
             if run is not None:
                 _tell(run)
         except Exception as error:  # kept from Hydra, whose printer would add a line of its own
-            failures.append((" ".join(_job_overrides()), error))
+            failures.append(error)
 
     plugins.open_search_path()
     try:
         hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(job)()
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise explain(error, arguments) from error
-    if len(failures) == 1 and not several:
-        raise failures[0][1]
     if failures:
-        lines = [f"{overrides}: {error}" for overrides, error in failures]
-        failed = UserError("\n  ".join([f"{len(failures)} jobs of the sweep failed:", *lines]))
-        failed.exit_code = 1
-        raise failed from failures[0][1]
+        raise failures[0]
     return 0
+
+
+def _sweep(arguments: Sequence[str], dry: bool) -> int:
+    if "WORLD_SIZE" in os.environ:
+        raise UserError("-m: a sweep cannot share processes; start its jobs by torchrun one by one")
+    from metalearn.sweep.command import sweep
+
+    with explained(arguments):
+        return sweep(arguments, dry)
+
+
+def _refuse_sweep(overrides: Sequence[str]) -> None:
+    """What only a sweep reads. Raises UserError."""
+    for override in overrides:
+        if re.match(r"(sweep|launcher)[=.]", override):
+            raise UserError(f"{override}: says how a sweep goes; add -m")
 
 
 def _refuse_plan(composed: DictConfig) -> None:
@@ -143,7 +169,10 @@ def _tell(run: Path) -> None:
     width = max((len(name) for name in found.metrics), default=0)
     for name in found.metrics:
         print(f"  {name:<{width}}  {found.last(name):.5g}  {found.stamp(name)}".rstrip())
-    print(f"finished: {run / 'report.html'}")
+    if found.state == "stopped":
+        print(f"stopped {found.message}: {run}; without train.stop_at it goes on")
+    else:
+        print(f"finished: {run / 'report.html'}")
 
 
 def _job_overrides() -> list[str]:
