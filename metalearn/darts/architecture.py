@@ -63,6 +63,20 @@ class Architecture:
         }
 
 
+def alpha_optimizer(alpha: Tree, options: DartsOptions) -> torch.optim.Optimizer:
+    """Adam on alpha's leaves; with `joint` the weights' own SGD, whose rate the search sets at each step."""
+    if options.joint:
+        return torch.optim.SGD(
+            alpha.values(), options.learning_rate, options.momentum, weight_decay=options.weight_decay
+        )
+    return torch.optim.Adam(
+        alpha.values(),
+        lr=options.alpha_learning_rate,
+        betas=(options.alpha_beta1, options.alpha_beta2),
+        weight_decay=options.alpha_weight_decay,
+    )
+
+
 def edges(kind: str) -> str:
     """The name of the leaf of a kind's edges."""
     return f"{kind}_edges"

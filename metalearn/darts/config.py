@@ -178,7 +178,8 @@ class DartsOptions(WeightOptions):
     alpha_beta2: float = number(at_least=0, below=1)
     alpha_weight_decay: float = number(at_least=0)
     warm_up: int = number(at_least=0)  # steps of each stage before alpha moves
-    alpha_split: str = choice("search_valid", "valid")  # what alpha learns on
+    alpha_split: str = choice("search_valid", "valid", "train")  # what alpha learns on
+    joint: bool | None = required()  # alpha and weights at once by one SGD on the weights' batches (3.1.1)
     evaluation_statistics: str = choice("batch", "running")  # of batch normalisation: paper, code
     valid_batches: str = choice("fresh", "stream")  # reshuffle before each alpha step (code), or each pass
     relaxation: RelaxationOptions = field(default_factory=RelaxationOptions)

@@ -6,6 +6,7 @@ from metalearn.darts.config import DartsOptions
 from metalearn.darts.selection import LIMITED
 from metalearn.darts.space import SearchSpace
 from metalearn.hypergradient.base import HyperGradient
+from metalearn.hypergradient.first_order import FirstOrder
 from metalearn.machine import Machine
 from metalearn.problem import Inner
 from metalearn.registry import UserError
@@ -36,6 +37,15 @@ def check_together(options: DartsOptions, machine: Machine, network: SearchSpace
         raise UserError(
             f"method.stopping.kind: got {stopping}; stages and selection by perturbation need all of the "
             "steps; set method.stopping.kind=none, or have one stage and method.selection.kind=strength"
+        )
+
+
+def check_joint(options: DartsOptions, hypergradient: HyperGradient) -> None:
+    """Raises UserError where alpha and weights move at once, though one is to answer the other."""
+    if options.joint and not isinstance(hypergradient, FirstOrder):
+        raise UserError(
+            "method.joint: got true, which takes both gradients where alpha and weights stand; set "
+            "hypergradient=first_order, or method.joint=null"
         )
 
 

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metalearn.darts.architecture import Architecture, Masks, entropy
+from metalearn.darts.architecture import Architecture, Masks, alpha_optimizer, entropy
 from metalearn.darts.config import DartsOptions
 from metalearn.darts.monitor import Moment, Monitor, Place
 from metalearn.darts.problem import ArchitectureProblem, Mix
-from metalearn.darts.refusal import check_together, inner_run, required, searchable
+from metalearn.darts.refusal import check_joint, check_together, inner_run, required, searchable
 from metalearn.darts.result import write_result
 from metalearn.darts.selection import Timetable, decide, limited, running
 from metalearn.darts.space import Mixture, SearchSpace, running_statistics_kept, set_evaluation
@@ -49,6 +49,7 @@ class Darts(Bilevel):
         self.fused = context.machine.options.fused and not self.hypergradient.differentiates_twice
         network = searchable(context.network())
         check_together(options, context.machine, network)
+        check_joint(options, self.hypergradient)
         check(options, network.choices)
         self.timetable = Timetable(options.selection, network, self.seed, context.steps)
         self.schedule = Schedule(options.stages, self.timetable.begin)
@@ -70,14 +71,14 @@ class Darts(Bilevel):
         key = ("stage", stage) if stage else ()
         start = self.architecture.start(generator(self.seed, "alpha", *key))
         self.alpha = {kind: self.machine.put(leaf).requires_grad_() for kind, leaf in start.items()}
-        self.alpha_optimizer = self._alpha_optimizer()
+        self.alpha_optimizer = alpha_optimizer(self.alpha, self.options)
         self.streams.hidden = {}
         problem = self._problem(self.index)
         rng = generator(self.seed, "hypergradient", *key)
         self.inner = inner_run(self.hypergradient.init(problem, self.alpha, rng))
 
     def step(self, index: int) -> Metrics:
-        """Alpha first, then the weights under the new alpha."""
+        """Alpha first, then the weights under the new alpha; or both from where they stand (`joint`)."""
         self._begin(index)
         problem, segment = self._problem(index), self.streams.segment(index)
         metrics: Metrics = {}
@@ -87,9 +88,12 @@ class Darts(Bilevel):
             estimate = self.hypergradient.estimate(problem, self.alpha, self.inner, segment, rng)
             for kind, leaf in self.alpha.items():
                 leaf.grad = estimate.grad[kind]
-            self.alpha_optimizer.step()
+            if not self.options.joint:
+                self.alpha_optimizer.step()
             metrics = {"search_valid/loss": estimate.loss, **estimate.metrics}
         loss = self._step_weights(problem, segment.inner[0])
+        if self.options.joint and metrics:
+            self._step_with_the_weights(problem.learning_rate)
         self.streams.carry(problem.states, segment)
         self._watch(index, moving=bool(metrics))
         return {"train/loss": loss, **metrics, **self._entropies(), **self.monitor.metrics()}
@@ -251,13 +255,10 @@ class Darts(Bilevel):
         write_result(folder, self.network, self.alpha, strengths, found)
         self.monitor.history.write(folder, self.network)
 
-    def _alpha_optimizer(self) -> torch.optim.Adam:
-        return torch.optim.Adam(
-            self.alpha.values(),
-            lr=self.options.alpha_learning_rate,
-            betas=(self.options.alpha_beta1, self.options.alpha_beta2),
-            weight_decay=self.options.alpha_weight_decay,
-        )
+    def _step_with_the_weights(self, rate: float) -> None:
+        for group in self.alpha_optimizer.param_groups:
+            group["lr"] = rate
+        self.alpha_optimizer.step()
 
     def _strengths(self) -> Tree:
         """In double precision, so that close ones are told apart."""

@@ -18,6 +18,7 @@ class Streams:
 
     def __init__(self, options: DartsOptions, task: Task) -> None:
         self.task, self.fresh = task, options.valid_batches == "fresh"
+        self.joint = options.joint  # alpha learns on the weights' own batch
         self.weight_split: Split = options.weight_split  # type: ignore[assignment]
         self.alpha_split: Split = options.alpha_split  # type: ignore[assignment]
         self.recurrent = task.spec.kind == "language_model"
@@ -52,7 +53,8 @@ class Streams:
 
     def segment(self, index: int) -> Segment:
         """One inner step, scored after it."""
-        return Segment([self.train(index)], {1: self.valid(index)})
+        train = self.train(index)
+        return Segment([train], {1: train if self.joint else self.valid(index)})
 
     def states(self, index: int) -> dict[tuple[Key, ...], Tree]:
         """What the step's batches start from, by their keys."""

@@ -206,6 +206,28 @@ def test_alpha_moves_by_adam_and_the_weights_by_clipped_sgd_under_the_new_alpha(
     torch.testing.assert_close(run.inner.params, dict(reference.named_parameters()), rtol=1e-4, atol=1e-5)
 
 
+def test_joint_is_one_sgd_on_weights_and_alpha_from_one_batch(search):
+    """One optimizer of torch's on both, the weights' gradient alone clipped."""
+    run = search(FIRST, clip=0.5, alpha_init="normal", joint=True, weight_split="train", alpha_split="train")
+    reference = copy.deepcopy(run.network)
+    alpha = {kind: leaf.detach().clone().requires_grad_() for kind, leaf in run.alpha.items()}
+    groups = [{"params": list(alpha.values())}, {"params": list(reference.parameters())}]
+    descent = torch.optim.SGD(groups, lr=0.025, momentum=0.9, weight_decay=3e-4)
+    for index in range(2):
+        train = run.task.batch("train", index)
+        run.task.loss(reference(train.x, mixture=softmax(alpha)).logits, train).backward()
+        torch.nn.utils.clip_grad_norm_(reference.parameters(), 0.5)
+        for group in descent.param_groups:
+            group["lr"] = run._learning_rate(index)
+        descent.step()
+        descent.zero_grad()
+        run.step(index)
+    torch.testing.assert_close(dict(run.alpha), alpha)
+    torch.testing.assert_close(run.inner.params, dict(reference.named_parameters()), rtol=1e-4, atol=1e-5)
+    with pytest.raises(UserError, match=r"method.joint: got true.*set hypergradient=first_order"):
+        search(difference(0.01), joint=True)
+
+
 def test_alpha_is_no_weight(search):
     run = search()
     assert not any(leaf is other for leaf in run.alpha.values() for other in run.network.parameters())
