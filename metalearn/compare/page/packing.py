@@ -12,7 +12,7 @@ VALUE, STEP = 4, 4  # characters that a value takes, and a step in most runs
 
 
 def packed(values: numpy.ndarray) -> str:
-    """Values as base64 of 24-bit floats: a float32 without its last eight bits, relative error < 1e-5.
+    """Values as base64 of 24-bit floats: a float32 without its last eight bits, relative error 2^-16.
 
     NaN and infinities stay what they are.
     """

@@ -10,6 +10,7 @@ from typing import Any
 
 from metalearn.compare.model import Comparison, Picture
 from metalearn.compare.page.contents import contents
+from metalearn.compare.pairs import RULE
 from metalearn.registry import UserError
 from metalearn.report.inline import inline
 
@@ -34,6 +35,7 @@ def write(comparison: Comparison, path: Path) -> Path:
     script = _script()
     text = environment.get_template("page.html.j2").render(
         comparison=comparison,
+        rule=RULE,
         runs=sum(len(group.entries) for group in comparison.groups),
         pictures=[_drawn(picture, place) for place, picture in enumerate(comparison.pictures)],
         style=(ASSETS / "page.css").read_text("utf-8"),

@@ -65,20 +65,22 @@ function readAt(step) {
 }
 
 // The values at the step, in the legend and in words; a curve that has ended or not begun has none.
+// Until a step is asked for, the last value of each.
 function readOut() {
   const curves = new Map(shownCurves().map((curve) => [curve.group, curve]));
   const asked = given(state.step), place = stops.length ? nearest(stops, asked ?? stops[stops.length - 1]) : 0;
   const step = stops[place];
   byId("step").value = place;
-  byId("step").setAttribute("aria-valuetext", `step ${step}`);
+  byId("step").setAttribute("aria-valuetext", asked === null ? "the end of each curve" : `step ${step}`);
   const values = new Map();
   for (const [group, curve] of curves) {
-    if (step < curve.steps[0] || step > curve.steps[curve.steps.length - 1]) continue;
-    values.set(group, [curve, nearest(curve.steps, step)]);
+    const last = curve.steps.length - 1;
+    if (asked !== null && (step < curve.steps[0] || step > curve.steps[last])) continue;
+    values.set(group, [curve, asked === null ? last : nearest(curve.steps, step)]);
   }
   if (drawing.cursor && stops.length) {
     const across = drawing.x.at(step);
-    const inside = Number.isFinite(across) && step >= drawing.x.low && step <= drawing.x.high;
+    const inside = asked !== null && Number.isFinite(across) && step >= drawing.x.low && step <= drawing.x.high;
     fill(drawing.cursor, { x1: across || 0, x2: across || 0, visibility: inside ? "visible" : "hidden" }, []);
   }
   renderLegend(values);
@@ -86,7 +88,7 @@ function readOut() {
   const ordered = sorted([...values], ([, [curve, at]]) => sign * curve.mean[at], false);
   const [group, [curve, at]] = ordered[0] || [null, [null, 0]];
   byId("read").textContent = curve
-    ? `Step ${grouped(String(step))}: ${count(values.size, "curve")}; best: ${data.groups[group].label}, ${plain(curve.mean[at])}`
+    ? `${asked === null ? "Last values" : `Step ${grouped(String(step))}`}: ${count(values.size, "curve")}; best: ${data.groups[group].label}, ${plain(curve.mean[at])}`
     : "No curve has a value here.";
 }
 
@@ -106,7 +108,7 @@ function renderLegend(values) {
     return make("li", {}, make("button", {
       type: "button", "aria-pressed": String(shown), "data-focus": `curve ${place}`, "data-group": place, click: press,
       title: "Shows or hides the curve; with Shift it alone is shown",
-    }, swatch, make("span", { class: "name" }, data.groups[place].label), make("span", { class: "value" }, found ? plain(curve.mean[at]) : ""),
+    }, swatch, make("span", { class: "name" }, ...soft(data.groups[place].label)), make("span", { class: "value" }, found ? plain(curve.mean[at]) : ""),
     interval ? make("span", { class: "interval" }, interval) : null));
   }));
 }

@@ -3,13 +3,13 @@ const FIRST = 200; // tests shown until a filter asks for others
 
 const TESTS = [
   { id: "metric", title: "metric", value: (pair) => pair.metric, cell: (pair) => [pair.kind === "best" ? `${pair.metric} (best)` : pair.metric, stamped(pair)] },
-  { id: "first", title: "first", value: (pair) => pair.first, cell: (pair) => [pair.first] },
-  { id: "second", title: "second", value: (pair) => pair.second, cell: (pair) => [pair.second] },
+  { id: "first", title: "first", kind: "value", value: (pair) => pair.first, cell: (pair) => soft(pair.first) },
+  { id: "second", title: "second", kind: "value", value: (pair) => pair.second, cell: (pair) => soft(pair.second) },
   { id: "verdict", title: "first is", value: (pair) => pair.verdict, cell: (pair) => [make("span", { class: `badge ${pair.verdict}` }, pair.verdict === "none" ? "no claim" : pair.verdict)] },
-  { id: "difference", title: "difference", number: true, value: (pair) => pair.difference, cell: (pair) => [pair.text || "-"] },
-  { id: "probability", title: "p", number: true, value: (pair) => pair.probability, cell: (pair) => [pair.probability === null ? "-" : plain(pair.probability)] },
+  { id: "difference", title: "difference", number: true, kind: "number", value: (pair) => pair.difference, cell: (pair) => [pair.text || "-"] },
+  { id: "probability", title: "p", number: true, kind: "number", value: (pair) => pair.probability, cell: (pair) => [pair.probability === null ? "-" : plain(pair.probability)] },
   { id: "seeds", title: "seeds", value: (pair) => pair.seeds, cell: (pair) => [pair.seeds || "-"] },
-  { id: "statement", title: "in words", value: (pair) => pair.statement, cell: (pair) => [pair.statement] },
+  { id: "statement", title: "in words", kind: "wide", value: (pair) => pair.statement, cell: (pair) => soft(pair.statement) },
 ];
 
 const stamped = (pair) => (data.stamps[pair.metric] ? make("span", { class: "small" }, data.stamps[pair.metric]) : "");
@@ -22,7 +22,7 @@ function renderTests() {
   const rows = (column ? sorted(found, column.value, state.testDown) : found).slice(0, FIRST);
   const choose = (id, down) => { state.testSort = id; state.testDown = down; refresh("tests"); };
   const head = make("tr", {}, ...TESTS.map((one) => heading(one, state.testSort, state.testDown, choose)));
-  const body = rows.map((pair) => make("tr", {}, ...TESTS.map((one) => make("td", { class: one.number ? "number" : "value" }, ...one.cell(pair)))));
+  const body = rows.map((pair) => make("tr", {}, ...TESTS.map((one) => make("td", { class: one.kind }, ...one.cell(pair)))));
   replace(byId("test-table"), make("table", {}, make("thead", {}, head), make("tbody", {}, ...body)));
   const cut = rows.length < found.length ? `, the first ${rows.length} are shown` : "";
   byId("tests-counted").textContent = `${found.length} of ${count(data.pairs.length, "test")}${cut}`;
@@ -37,9 +37,9 @@ function renderSettings() {
   const whose = picked.length ? `the ${count(columns.length, "selected configuration")}` : columns.length < data.groups.length ? `the first ${columns.length} in the table; select rows there to choose others` : "all configurations";
   byId("settings-note").textContent = differing.length ? `${count(differing.length, "setting")} differ${differing.length === 1 ? "s" : ""} between ${whose}.` : data.groups.length < 2 ? "There is one configuration." : `No setting differs between ${whose}.`;
   if (!differing.length) return byId("settings").replaceChildren();
-  const head = make("tr", {}, make("th", { scope: "col" }, "setting"), ...columns.map((group) => make("th", { scope: "col", class: "named" }, data.groups[group].label)));
-  const body = differing.map(([key, values]) => make("tr", {}, make("th", { scope: "row" }, key),
-    ...values.map((value) => make("td", { class: value === values[0] ? "value" : "value differs" }, value))));
+  const head = make("tr", {}, make("th", { scope: "col" }, "setting"), ...columns.map((group) => make("th", { scope: "col", class: "named" }, ...soft(data.groups[group].label))));
+  const body = differing.map(([key, values]) => make("tr", {}, make("th", { scope: "row" }, ...soft(key)),
+    ...values.map((value) => make("td", { class: value === values[0] ? "value" : "value differs" }, ...soft(value)))));
   return replace(byId("settings"), make("table", {}, make("thead", {}, head), make("tbody", {}, ...body)));
 }
 

@@ -21,12 +21,21 @@ function firstColumns() {
 function fresh() {
   return {
     sort: "", down: false, text: "", options: new Map(), columns: firstColumns(), selected: new Set(), open: new Set(),
-    hidden: firstHidden(), metric: data.curved[0] || "", logX: false, logY: false, from: "", to: "", bands: true,
+    hidden: firstHidden(), metric: firstMetric(), logX: false, logY: false, from: "", to: "", bands: true,
     singles: false, step: "", testText: "", verdict: "", testSort: "", testDown: false, look: "",
   };
 }
 
-let state = fresh();
+// The first metric of which half the configurations have a curve, else the one of which most have.
+function firstMetric() {
+  return once("first metric", () => {
+    const having = new Map(data.curved.map((metric) => [metric, data.groups.filter((group) => group.curves[metric]).length]));
+    const common = data.curved.find((metric) => 2 * having.get(metric) >= data.groups.length);
+    return common || sorted(data.curved, (metric) => having.get(metric), true)[0] || "";
+  });
+}
+
+let state = null; // page.js reads it from the address
 
 // {0, 1, 2, 5} as 0-2.5
 function ranges(places) {
@@ -74,7 +83,7 @@ function readAddress() {
   for (const key of data.keys) if (params.has(`option:${key}`)) state.options.set(key, params.get(`option:${key}`));
   for (const id of params.getAll("with")) state.columns.add(id);
   for (const id of params.getAll("without")) state.columns.delete(id);
-  if (!data.curved.includes(state.metric)) state.metric = data.curved[0] || "";
+  if (!data.curved.includes(state.metric)) state.metric = firstMetric();
 }
 
 function writeAddress() {

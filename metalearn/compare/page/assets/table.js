@@ -25,10 +25,10 @@ function states(group) {
 
 function allColumns() {
   return once("columns", () => [
-    { id: "label", title: "configuration", value: (group) => group.label, cell: (group) => [group.label] },
+    { id: "label", title: "configuration", value: (group) => group.label, cell: (group) => soft(group.label) },
     ...data.keys.map((key, place) => ({
       id: `option:${key}`, title: key, kind: "option",
-      value: (group) => group.options[place], cell: (group) => [group.options[place] || "-"],
+      value: (group) => group.options[place], cell: (group) => soft(group.options[place] || "-"),
     })),
     { id: "runs", title: "runs", kind: "other", value: (group) => group.runs.length, cell: states },
     ...estimates("final"), ...estimates("best"),
@@ -85,7 +85,7 @@ function runsOf(place, columns) {
     make("td", { class: "number" }, grouped(String(run.step))),
     ...measures.map((column) => make("td", { class: "number" }, column.run(run))),
     make("td", { class: "number" }, run.time), make("td", { class: "number" }, run.energy),
-    make("td", { class: "place" }, run.link ? make("a", { href: run.link, rel: "noreferrer" }, run.place) : run.place, make("span", { class: "small" }, run.source)),
+    make("td", { class: "place" }, run.link ? make("a", { href: run.link, rel: "noreferrer" }, ...soft(run.place)) : make("span", {}, ...soft(run.place)), make("span", { class: "small" }, run.source)),
     make("td", { class: "message" }, run.message || "-")));
   const header = make("tr", {}, ...heads.map((text) => make("th", { scope: "col", class: numbers.has(text) ? "number" : null }, text)));
   return make("tr", {}, make("td", { class: "runs", colspan: columns.length + 2 }, make("table", {}, make("thead", {}, header), make("tbody", {}, ...body))));
