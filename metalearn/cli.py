@@ -185,14 +185,28 @@ def _report(arguments: list[str]) -> int:
 
 def _compare(arguments: list[str]) -> int:
     parser = _parser(
-        "compare", "Prints a table; --output also writes compare.md, compare.csv and compare.html."
+        "compare",
+        "Prints a table (with tabs where stdout is no terminal); --output also writes compare.csv, "
+        "compare.md and compare.html.",
     )
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
-    parser.add_argument("--output", type=Path, help="folder for the table and the page")
-    from metalearn import compare
-
+    parser.add_argument(
+        "places", nargs="*", type=Path, metavar="RUN",
+        help="run directories, folders that hold some, offline W&B folders",
+    )  # fmt: skip
+    parser.add_argument("--group", help="runs of a W&B group or name; * and ? match anything")
+    parser.add_argument("--runs", default="runs", help="the folder that --group looks in (default: runs)")
+    parser.add_argument("--wandb", metavar="ENTITY/PROJECT[/GROUP]", help="runs at W&B; needs its key")
+    parser.add_argument(
+        "--metric", action="append", default=[], help="in tables and tests; may be given again "
+        "(default: what train.monitor names, and tests)",
+    )  # fmt: skip
+    parser.add_argument("--baseline", help="the configuration that others are held against; else the first")
+    parser.add_argument("--output", type=Path, help="folder for the files")
     options = parser.parse_intermixed_args(arguments)
-    compare.runs(options.runs, options.output)
+    from metalearn.compare import Sources, compare
+
+    sources = Sources(options.places, options.group, Path(options.runs), options.wandb)
+    compare(sources, options.metric, options.baseline, options.output)
     return 0
 
 

@@ -13,6 +13,7 @@ from metalearn.records import NOT_COMPARABLE
 from metalearn.registry import UserError, closest
 from metalearn.report.numbers import span
 
+TESTS = 3  # metrics of tests that a table shows at once
 NAMED = 6  # unfinished runs that are told one by one
 
 
@@ -93,7 +94,11 @@ def chosen(entries: Sequence[Entry], wanted: Sequence[str]) -> list[str]:
     if wanted:
         return list(dict.fromkeys(wanted))
     monitored = {entry.config.get("train.monitor") for entry in entries}
-    found = [metric for metric in every if metric in monitored or metric.startswith("test/")]
+    tests = [metric for metric in every if metric.startswith("test/")]
+    if len(tests) > TESTS:  # those of what is monitored, where there are any
+        quantities = {str(metric).rpartition("/")[2] for metric in monitored}
+        tests = [metric for metric in tests if metric.removeprefix("test/") in quantities] or tests[:TESTS]
+    found = [metric for metric in every if metric in monitored or metric in tests]
     return found or [metric for metric in every if metric.startswith("valid/")] or every
 
 

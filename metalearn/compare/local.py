@@ -37,9 +37,10 @@ def in_group(root: Path, group: str) -> list[Path]:
     names: dict[Path, str] = {}
     for path in below(root):
         try:
-            names[path] = str(configuration.read(path / "run.yaml").get("name", ""))
+            config = configuration.read(path / "run.yaml")
         except UserError:
-            names[path] = ""
+            config = {}
+        names[path] = str((config.get("log") or {}).get("group") or config.get("name", ""))
     found = [path for path, name in names.items() if _means(group, name) or _means(group, path.name)]
     if not found:
         there = ", ".join(closest(group, sorted({name for name in names.values() if name})))

@@ -81,6 +81,7 @@ class Pair(NamedTuple):
     second: str
     claim: Claim
     probability: float | None = None  # two-sided p, corrected for all pairs of the metric and kind
+    basis: str = ""  # paired or Welch's, of how many runs
 
 
 class Picture(NamedTuple):

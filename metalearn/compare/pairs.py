@@ -47,10 +47,10 @@ def _of_metric(first: Group, others: Sequence[Group], metric: str, kind: str) ->
     several = sum(test is not None for test in tests)
     found = []
     for group, test in zip(there, tests, strict=True):
-        probability = next(corrected) if test else None
+        own = next(corrected) if test else None
         what = metric if kind == "final" else f"{metric} (best)"
-        claim = _claim(what, (first.label, group.label), test, probability, several)
-        found.append(Pair(metric, kind, first.label, group.label, claim, probability))
+        claim = _claim(what, (first.label, group.label), test, own, several)
+        found.append(Pair(metric, kind, first.label, group.label, claim, own, test.basis if test else ""))
     return found
 
 
@@ -112,17 +112,17 @@ def holm(probabilities: Sequence[float]) -> list[float]:
 
 
 def _claim(
-    what: str, names: tuple[str, str], test: Test | None, probability: float | None, several: int
+    what: str, names: tuple[str, str], test: Test | None, corrected: float | None, several: int
 ) -> Claim:
     first, second = names
-    if test is None or probability is None:
+    if test is None or corrected is None:
         needed = f"a test takes {LEAST_SEEDS} finished runs of both"
         return Claim("none", f"{what}: no claim on {first} and {second}, {needed}")
-    clear = probability < 1 - CONFIDENCE
+    clear = corrected < 1 - CONFIDENCE
     verdict = ("better" if test.difference > 0 else "worse") if clear else "unclear"
     words = measured(abs(test.difference), test.half_width)
     holms = f" after Holm over {several}" if several > 1 else ""
-    basis = f"{words} ({test.basis}, p = {_probability(probability)}{holms})"
+    basis = f"{words} ({test.basis}, p = {probability(corrected)}{holms})"
     ahead = first if test.difference >= 0 else second
     statement = {
         "better": f"{first} beats {second} by {basis}",
@@ -132,5 +132,6 @@ def _claim(
     return Claim(verdict, f"{what}: {statement}", test.difference, test.half_width, test.seeds)
 
 
-def _probability(value: float) -> str:
+def probability(value: float) -> str:
+    """A p-value as one reads it."""
     return f"{value:.2g}" if value >= 1e-4 else f"{value:.0e}"

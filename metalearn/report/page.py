@@ -90,8 +90,8 @@ def slug(title: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-") or "part"
 
 
-def write(document: Document, folder: Path, stem: str) -> Path:
-    """Write <stem>.md, <stem>.html and the pictures that the Markdown shows. Returns the page's path."""
+def write(document: Document, folder: Path, stem: str, html: bool = True) -> Path:
+    """Write <stem>.md, the pictures that it shows and, with `html`, <stem>.html. Returns the page's path."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -110,12 +110,13 @@ def write(document: Document, folder: Path, stem: str) -> Path:
         (folder / files[place]).write_text(drawing.svg, "utf-8")
     inlined = {
         place: inline(drawing.svg, f"figure-{name}", drawing.title, VARIABLES if drawing.themed else None)
-        for place, (name, drawing) in pictures.items()
+        for place, (name, drawing) in (pictures.items() if html else ())
     }
-    for suffix, images in (("md", files), ("html", inlined)):
+    pages = {"md": files} | ({"html": inlined} if html else {})
+    for suffix, images in pages.items():
         text = environment.get_template(f"page.{suffix}.jinja").render(document=document, images=images)
         _replace(folder / f"{stem}.{suffix}", text)
-    return folder / f"{stem}.html"
+    return folder / f"{stem}.{'html' if html else 'md'}"
 
 
 def _pictures(document: Document) -> dict[tuple[int, int, int], tuple[str, Drawing]]:
