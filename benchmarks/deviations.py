@@ -190,7 +190,7 @@ def _save(result: dict[str, Any], told: Mapping[str, str]) -> None:
 
 def main() -> None:
     """The entries named, or all that can be measured."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("names", nargs="*")
     parser.add_argument("--runs", type=Path, default=Path("runs/deviations"))
     parser.add_argument("--save", action="store_true")
