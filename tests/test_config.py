@@ -19,6 +19,7 @@ def test_conf_and_registry_hold_the_same_names(group):
     assert set(files.values()) - {"none"} == set(registry.names(group))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("group", registry.GROUPS)
 def test_every_option_has_a_value_in_conf(group):
     for name in registry.names(group):

@@ -127,7 +127,7 @@ def _toy(name):
     return next((lines for prefix, lines in TOY.items() if name.startswith(prefix)), [])
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", _mostly_slow(RUNS))
 def test_recipe_composes(name):
     config = compose([f"recipe={name}"])
     assert config.name == name
@@ -198,5 +198,5 @@ def test_what_is_a_plan_is_told_by_its_text():
 def test_a_recipe_without_a_plan_is_run_over_seeds(name, tmp_path):
     (plan,) = load(name)
     assert (plan.seeds, list(plan.stages)) == ([0, 1, 2], ["run"])
-    for job in jobs(plan, [], tmp_path):
-        assert compose(job.overrides).seed == job.seed
+    *_, last = jobs(plan, [], tmp_path)
+    assert compose(last.overrides).seed == last.seed == 2
