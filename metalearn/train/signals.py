@@ -9,10 +9,12 @@ from metalearn.train.console import say
 from metalearn.train.failure import Interrupted
 
 CAUGHT = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+WARNING = signal.SIGUSR1  # of schedulers, often beside a SIGTERM: neither of the two is a second request
 
 
 class Signals:
-    """Within the block SIGTERM, SIGINT and SIGUSR1 only note that they came; a second one exits at once.
+    """Within the block SIGTERM, SIGINT and SIGUSR1 only note that they came; a second one exits at once,
+    unless one of the two is SIGUSR1, a scheduler's warning.
 
     The loop looks at `received` between steps. Outside the main thread Python can catch no signals, and
     nothing is done.
@@ -36,6 +38,8 @@ class Signals:
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
         name = signal.Signals(number)
+        if self.received not in (None, number) and WARNING in (self.received, number):
+            return
         if self.received is not None:
             raise Interrupted(number, f"{name.name} after {self.received.name}: left at once")
         self.received = name

@@ -43,7 +43,7 @@ class SlurmOptions:
     cpus: int = number(at_least=1, at_most=1024)
     gpus: int = number(at_least=0)
     memory: float | None = number(above=0)  # GB; null: the cluster's own default
-    minutes: float = number(above=0)  # the job's time limit at SLURM
+    minutes: float = number(above=0)  # the job's time limit at SLURM, in whole ones
     warning: int = number(at_least=1)  # seconds before that limit in which the job makes its checkpoint
     requeues: int = number(at_least=0)  # how often a job that reached its limit is put into the queue again
     partition: str | None = required()

@@ -19,8 +19,7 @@ class Place(NamedTuple):
 
 def places(options: ProcessesOptions | JoblibOptions) -> list[Place]:
     """One place for each job at a time. Raises UserError for what this machine has not."""
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-    count = len(cores) or os.cpu_count() or 1
+    count = cores()
     if options.cpus > count:
         raise UserError(f"launcher.cpus: got {options.cpus}, this machine has {count}; lower it")
     visible = visible_devices()
@@ -34,8 +33,13 @@ def places(options: ProcessesOptions | JoblibOptions) -> list[Place]:
             f"{len(shares)}; lower one of them"
         )
     devices = shares or ([""] if visible else [None])
-    own = _own_cores(cores, options.cpus, jobs) if getattr(options, "pin", False) else [()]
+    own = _own_cores(options.cpus, jobs) if getattr(options, "pin", False) else [()]
     return [Place(devices[i % len(devices)], own[i % len(own)]) for i in range(jobs)]
+
+
+def cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def visible_devices() -> list[str]:
@@ -87,12 +91,13 @@ def _fitting_memory(memory: float | None) -> int | None:
     return max(1, int(there / memory))
 
 
-def _own_cores(cores: Sequence[int], each: int, jobs: int) -> list[tuple[int, ...]]:
-    if not cores:
+def _own_cores(each: int, jobs: int) -> list[tuple[int, ...]]:
+    if not hasattr(os, "sched_setaffinity"):
         raise UserError("launcher.pin: this system gives no process cores of its own; set launcher.pin=false")
-    if jobs * each > len(cores):
+    mine = sorted(os.sched_getaffinity(0))
+    if jobs * each > len(mine):
         raise UserError(
-            f"launcher.pin: {jobs} jobs of {each} cores do not fit into {len(cores)}; lower launcher.jobs "
+            f"launcher.pin: {jobs} jobs of {each} cores do not fit into {len(mine)}; lower launcher.jobs "
             "or launcher.cpus, or set launcher.pin=false"
         )
-    return [tuple(cores[i * each : (i + 1) * each]) for i in range(jobs)]
+    return [tuple(mine[i * each : (i + 1) * each]) for i in range(jobs)]
