@@ -43,16 +43,16 @@ def summary(values: Sequence[float]) -> Summary:
     return Summary(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
 
 
-def half_width(values: Sequence[float]) -> float:
-    """Half the 95 % t-interval of the mean of at least two values (Student 1908)."""
+def half_width(values: Sequence[float], confidence: float = CONFIDENCE) -> float:
+    """Half the t-interval, 95 % unless told, of the mean of at least two values (Student 1908)."""
     from scipy.special import stdtrit  # lighter to import than scipy.stats
 
-    quantile = float(stdtrit(len(values) - 1, 0.5 + CONFIDENCE / 2))
+    quantile = float(stdtrit(len(values) - 1, 0.5 + confidence / 2))
     return quantile * statistics.stdev(values) / math.sqrt(len(values))
 
 
-def welch(ours: Sequence[float], theirs: Sequence[float]) -> float:
-    """Half the 95 % interval of the difference of the means of independent samples (Welch 1947).
+def welch(ours: Sequence[float], theirs: Sequence[float], confidence: float = CONFIDENCE) -> float:
+    """Half the interval, 95 % unless told, of the difference of independent samples' means (Welch 1947).
 
     Both have at least two values; 0 where all values of each are the same.
     """
@@ -63,7 +63,7 @@ def welch(ours: Sequence[float], theirs: Sequence[float]) -> float:
     if variance == 0:
         return 0.0
     freedom = variance**2 / sum(part**2 / degrees for part, degrees in parts)
-    return float(stdtrit(freedom, 0.5 + CONFIDENCE / 2)) * math.sqrt(variance)
+    return float(stdtrit(freedom, 0.5 + confidence / 2)) * math.sqrt(variance)
 
 
 Values = Mapping[int, float]  # by seed

@@ -115,7 +115,9 @@ class Log:
         self._metrics.cut(rows)
         times = read_rows(self._timing.path)
         self._timing.cut_after(step)
-        self._joules_before = times[-1].get("joules") if times else 0.0  # with those of steps now lost
+        self._joules_before: float | None = (
+            times[-1].get("joules") if times else 0.0
+        )  # with those of steps now lost
         on_gpu = self._config.machine.device != "cpu" and torch.cuda.is_available()
         self._meter = self._stack.enter_context(energy.meter(energy.gpus() if on_gpu else []))
         self._directory.record(energy=self._meter.note)
@@ -153,11 +155,9 @@ class Log:
         rate = (step - self._since_step) / max(now - self._since, 1e-9)
         self._since, self._since_step = now, step
         times = {"step": step, "seconds": round(seconds, 3), "steps_per_second": round(rate, 3)}
-        joules = self._meter.joules()
-        known = joules is not None and self._joules_before is not None
-        self._timing.append(
-            {**times, **({"joules": round(self._joules_before + joules, 2)} if known else {})}
-        )
+        joules, before = self._meter.joules(), self._joules_before
+        told = {} if joules is None or before is None else {"joules": round(before + joules, 2)}
+        self._timing.append({**times, **told})
 
     def upload(self, folder: Path) -> None:
         """Give W&B what the run leaves to its user."""

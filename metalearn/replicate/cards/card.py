@@ -1,7 +1,7 @@
 """The card of a replication: card.json beside the report of a plan, benchmarks/results/cards once collected.
 
 format      1; a card of another format is refused
-plan, tier, family, goal
+plan, tier, family, metric, goal: metric is the table's; a row may have its own in its place
 seeds       those that the plan asks for
 runs        how many ended in which state, e.g. {"finished": 21}
 rows        one a contender: see Row
@@ -52,10 +52,6 @@ class Row:
     def summary(self) -> Summary | None:
         return summary(list(self.values.values())) if self.values else None
 
-    def of(self, metric: str) -> dict[int, float]:
-        """The values of a metric by seed; none where the card has not got it."""
-        return self.values if metric == self.metric else self.others.get(metric, {})
-
 
 @dataclass(frozen=True)
 class ClaimOfCard:
@@ -79,6 +75,7 @@ class Card:
     plan: str
     tier: str
     family: str
+    metric: str
     goal: str
     seeds: list[int]
     runs: dict[str, int]
@@ -108,6 +105,13 @@ class Card:
     def row(self, contender: str) -> Row | None:
         """A contender's row, if the plan has it."""
         return next((row for row in self.rows if row.contender == contender), None)
+
+    def values(self, contender: str | None, metric: str) -> dict[int, float]:
+        """A contender's values of a metric by seed; none where the card has not got them."""
+        row = self.row(contender or "")
+        if row is None:
+            return {}
+        return row.values if metric in (self.metric, row.metric) else row.others.get(metric, {})
 
 
 def write(card: Card, path: Path) -> None:

@@ -12,6 +12,7 @@ import yaml
 
 from metalearn.compose import CONF
 from metalearn.registry import UserError, closest
+from metalearn.report.claims import published
 
 PUBLISHED = CONF / "published"
 
@@ -74,10 +75,12 @@ class Entry(NamedTuple):
         return abs(self.table.reading * self.row.value)
 
     @property
-    def printed(self) -> dict[str, Any]:
-        """The published value as a recipe's `paper` block has it."""
-        spread = self.row.spread if self.table.scale == "published" else self.spread or None
-        return {"value": self.row.value, "spread": spread, "unit": self.table.unit}
+    def printed(self) -> str:
+        """The published value with its ±, or how exactly it was read off a figure; - where there is none."""
+        text = published({"value": self.row.value, "spread": self.row.spread, "unit": ""})
+        if self.table.reading is None or self.row.value is None:
+            return text
+        return f"{text} ± {100 * self.table.reading:g} % (read)"
 
 
 def read(path: Path) -> PaperOptions:

@@ -13,7 +13,7 @@ from metalearn.replicate.cards.card import Card, ClaimOfCard, Row
 from metalearn.replicate.jobs import folder
 from metalearn.replicate.plan import Plan
 from metalearn.report.claims import CONFIDENCE, Claim
-from metalearn.report.plan import Entry, Folders, Table, evaluate, metric_of, stage_of
+from metalearn.report.plan import Entry, Folders, Table, evaluate, stage_of
 from metalearn.report.plan import Row as TableRow
 
 NOT_RECORDED = "not recorded: runs of before energy was counted"
@@ -45,6 +45,7 @@ def of_table(plan: Plan, table: Table, overrides: Sequence[str], wanted: Mapping
         plan=plan.name,
         tier=plan.tier,
         family=plan.family,
+        metric=plan.table.metric,
         goal=plan.table.goal,
         seeds=list(plan.seeds),
         runs=states,
@@ -60,11 +61,13 @@ def of_table(plan: Plan, table: Table, overrides: Sequence[str], wanted: Mapping
 def _row(plan: Plan, table: Table, row: TableRow, wanted: Sequence[str]) -> Row:
     stage = stage_of(plan.table.rows[row.contender])
     runs = table.finished(stage)
-    metrics = [paper["metric"] for run in runs for paper in targets(run)]
+    metrics = [*wanted, *(paper["metric"] for run in runs for paper in targets(run))]
+    if row.metric != plan.table.metric:
+        metrics = []  # one of many results of its runs, whose other metrics are of the first
     others = {
         metric: {run.seed: _chosen(run, metric) for run in runs if metric in run.metrics}
-        for metric in dict.fromkeys((*wanted, *metrics))
-        if metric != metric_of(plan.table.rows[row.contender], plan.table)
+        for metric in dict.fromkeys(metrics)
+        if metric != row.metric
     }
     return Row(
         contender=row.contender,
@@ -200,12 +203,17 @@ def _energy(done: Sequence[Entry]) -> dict[str, Any]:
 
 
 def command(plan: Plan, overrides: Sequence[str]) -> str:
-    """What makes the card again; places are the user's own and left out."""
-    kept = [line for line in overrides if line.partition("=")[0].lstrip("+~").partition(".")[0] not in PLACES]
-    kept = [
-        f"{key}{equals}{Path(value).name if Path(value).is_absolute() else value}"
-        for key, equals, value in (line.partition("=") for line in kept)
-    ]
+    """What makes the card again."""
     tier = [f"tier={plan.tier}"] if plan.tier else []
     seeds = ["--seeds", ",".join(map(str, plan.seeds))]
-    return shlex.join(["metalearn", "replicate", plan.name, *seeds, *tier, *kept])
+    return shlex.join(["metalearn", "replicate", plan.name, *seeds, *tier, *plain(overrides)])
+
+
+def plain(overrides: Sequence[str]) -> list[str]:
+    """Overrides without places, which are the user's own, and without absolute paths."""
+    parts = [line.partition("=") for line in overrides]
+    return [
+        f"{key}{equals}{Path(value).name if Path(value).is_absolute() else value}"
+        for key, equals, value in parts
+        if key.lstrip("+~").partition(".")[0] not in PLACES
+    ]
