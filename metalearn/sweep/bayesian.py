@@ -17,7 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from metalearn.registry import UserError
 from metalearn.sweep.options import BayesianOptions
-from metalearn.sweep.space import Dimension, Interval, Listed, Point, Stepped
+from metalearn.sweep.space import Dimension, Interval, Point, Stepped
 from metalearn.sweep.strategy import Ask, Strategy
 
 FILES = {"sqlite": "study.db", "journal": "study.log"}
@@ -31,19 +31,29 @@ class Bayesian(Strategy):
     so that one job at a time gives the same points however often the sweep was broken off.
     """
 
-    def __init__(self, space: Sequence[Dimension], options: BayesianOptions, goal: str, folder: Path) -> None:
+    def __init__(
+        self,
+        space: Sequence[Dimension],
+        options: BayesianOptions,
+        goal: str,
+        folder: Path,
+        reading: bool = False,
+    ) -> None:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         self._space, self._options = space, options
         self._distributions = {dimension.key: _distribution(dimension) for dimension in space}
-        self._study = _study(folder, options, goal)
+        self._study = _study(folder, options, goal, reading)
         self._trials: list[FrozenTrial] = []
-        self._again = iter(self._earlier())
+        self._again = self._earlier(reading)
         self._told = {trial.number for trial in self._trials if trial.state == TrialState.COMPLETE}
 
     @property
     def total(self) -> int:
         return max(self._options.trials, len(self._trials))
+
+    def steps(self, whole: int) -> float:
+        return self.total * whole
 
     def ask(self) -> Ask | None:
         trial = next(self._again, None)
@@ -70,12 +80,12 @@ class Bayesian(Strategy):
             *(f"  {dimension.key}={dimension.text}" for dimension in self._space),
         ]
 
-    def _earlier(self) -> Iterator[FrozenTrial]:
+    def _earlier(self, reading: bool) -> Iterator[FrozenTrial]:
         """The trials of earlier launches; one that was killed before its point was complete is given up."""
         for trial in self._study.get_trials(states=(TrialState.COMPLETE, TrialState.RUNNING)):
             if trial.params.keys() == self._distributions.keys():
                 self._trials.append(trial)
-            else:
+            elif not reading:
                 self._study.tell(trial.number, state=TrialState.FAIL)
         return iter(list(self._trials))
 
@@ -92,9 +102,7 @@ class Bayesian(Strategy):
             return optuna.samplers.RandomSampler(seed=seed)
         if self._options.strategy == "gp":
             return optuna.samplers.GPSampler(seed=seed, n_startup_trials=0)
-        return optuna.samplers.TPESampler(
-            seed=seed, n_startup_trials=0, multivariate=True, constant_liar=True
-        )
+        return optuna.samplers.TPESampler(seed=seed, n_startup_trials=0, constant_liar=True)
 
     def _asked(self, trial: FrozenTrial) -> Ask:
         point: Point = tuple(
@@ -103,15 +111,16 @@ class Bayesian(Strategy):
         return Ask(trial.number, point)
 
 
-def _study(folder: Path, options: BayesianOptions, goal: str) -> optuna.Study:
+def _study(folder: Path, options: BayesianOptions, goal: str, reading: bool) -> optuna.Study:
     other = next(name for kind, name in FILES.items() if kind != options.storage)
     if (folder / other).exists():
         raise UserError(
             f"sweep.storage: got {options.storage}, but the study is in {folder / other}; take the storage "
             "that the sweep was started with"
         )
+    path = folder / FILES[options.storage]
     return optuna.create_study(
-        storage=_storage(folder / FILES[options.storage], options.storage),
+        storage=None if reading and not path.exists() else _storage(path, options.storage),
         study_name="sweep",
         direction="minimize" if goal == "min" else "maximize",
         load_if_exists=True,
@@ -137,7 +146,7 @@ def _distribution(dimension: Dimension) -> BaseDistribution:
         if all(isinstance(number, int) for number in numbers):
             return IntDistribution(int(dimension.low), int(dimension.high), step=int(dimension.step))
         return FloatDistribution(dimension.low, dimension.high, step=dimension.step)
-    return CategoricalDistribution(dimension.values())
+    return CategoricalDistribution(dimension.values() or ())
 
 
 def _said(dimension: Dimension, value: Any) -> str:

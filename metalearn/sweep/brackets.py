@@ -1,5 +1,6 @@
 """Successive halving and Hyperband: short runs of many points, longer ones of the best."""
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -12,7 +13,7 @@ from metalearn.sweep.strategy import Ask, Strategy
 class Rung(NamedTuple):
     """How many points reach it, and how long each has then run."""
 
-    count: int
+    points: int
     resource: float
 
 
@@ -55,12 +56,12 @@ def in_steps(bracket: Sequence[Rung], steps: int, cadence: int) -> list[Rung]:
     """The same with resources as whole steps, at each of which there is a value. Raises UserError."""
     inner = [max(round(rung.resource / cadence), 1) * cadence for rung in bracket[:-1]]
     places = [*inner, steps]
-    if any(a >= b for a, b in zip(places, places[1:], strict=False)):
+    if any(a >= b for a, b in itertools.pairwise(places)):
         raise UserError(
             f"sweep: rungs at steps {', '.join(map(str, places))} are none, the metric is measured every "
             f"{cadence} steps; measure it more often, or ask for fewer rungs or a larger sweep.minimum"
         )
-    return [Rung(rung.count, place) for rung, place in zip(bracket, places, strict=True)]
+    return [Rung(rung.points, place) for rung, place in zip(bracket, places, strict=True)]
 
 
 class Brackets(Strategy):
@@ -71,13 +72,17 @@ class Brackets(Strategy):
         self._brackets: list[_Bracket] = []
         first = 0
         for rungs in brackets:
-            members = range(first, min(first + rungs[0].count, len(points)))
+            members = range(first, min(first + rungs[0].points, len(points)))
             self._brackets.append(_Bracket(rungs, list(members), 1 if goal == "min" else -1))
-            first += rungs[0].count
+            first += rungs[0].points
 
     @property
     def total(self) -> int:
-        return sum(rung.count for bracket in self._brackets for rung in bracket.rungs)
+        return sum(rung.points for bracket in self._brackets for rung in bracket.rungs)
+
+    def steps(self, whole: int) -> float:
+        del whole  # the last rung's
+        return sum(bracket.steps for bracket in self._brackets)
 
     def ask(self) -> Ask | None:
         for bracket in self._brackets:
@@ -97,19 +102,13 @@ class Brackets(Strategy):
         ]
 
     def plan(self) -> list[str]:
-        lines, steps = [], 0.0
+        lines = []
         for place, bracket in enumerate(self._brackets):
-            rungs = bracket.rungs
-            before = [0.0, *(rung.resource for rung in rungs[:-1])]
-            steps += sum(r.count * (r.resource - b) for r, b in zip(rungs, before, strict=True))
-            said = ", then ".join(f"{rung.count} to step {rung.resource:.0f}" for rung in rungs)
+            said = ", then ".join(f"{rung.points} to step {rung.resource:.0f}" for rung in bracket.rungs)
             lines.append(f"bracket {place + 1} of {len(self._brackets)}: {said}")
-        last = self._brackets[0].rungs[-1].resource
-        full = len(self._points) * last
-        lines.append(
-            f"{steps:.0f} steps in all, {steps / full:.0%} of those that {len(self._points)} whole runs take"
-        )
-        return lines
+        steps, whole = self.steps(0), self._brackets[0].rungs[-1].resource * len(self._points)
+        of_all = f"{steps / whole:.0%} of the {whole:.0f} that {len(self._points)} whole runs take"
+        return [*lines, f"{steps:.0f} steps a seed, {of_all}"]
 
 
 class _Bracket:
@@ -120,6 +119,12 @@ class _Bracket:
         self._rung, self._asked = 0, 0
         self.values_to_come: set[int] = set()
         self._values: dict[int, float] = {}  # sign * value, smaller is better
+
+    @property
+    def steps(self) -> float:
+        """Of all runs, each of which goes on where it stopped."""
+        before = [0.0, *(rung.resource for rung in self.rungs[:-1])]
+        return sum(r.points * (r.resource - b) for r, b in zip(self.rungs, before, strict=True))
 
     @property
     def until(self) -> int | None:
@@ -148,5 +153,5 @@ class _Bracket:
         self._rung += 1
         sound = [number for number in self.members if math.isfinite(self._values[number])]
         best = sorted(sound, key=lambda number: (self._values[number], number))
-        self.members = best[: self.rungs[self._rung].count]
+        self.members = best[: self.rungs[self._rung].points]
         self._asked, self._values = 0, {}

@@ -10,13 +10,15 @@ from metalearn.sweep.options import BayesianOptions, HalvingOptions, HyperbandOp
 from metalearn.sweep.strategy import Strategy
 
 
-def build_strategy(sweep: Sweep, folder: Path) -> Strategy:
-    """A strategy at its beginning; Bayesian ones have their study in `folder`. Raises UserError."""
+def build_strategy(sweep: Sweep, folder: Path, reading: bool = False) -> Strategy:
+    """A strategy at its beginning; Bayesian ones have their study in `folder`, where `reading` leaves all
+    as it is. Raises UserError.
+    """
     options = sweep.options
     if isinstance(options, BayesianOptions):
         from metalearn.sweep.bayesian import Bayesian
 
-        return Bayesian(sweep.space, options, sweep.searched.goal, folder)
+        return Bayesian(sweep.space, options, sweep.searched.goal, folder, reading)
     if isinstance(options, RandomOptions):
         return Listed(draws(sweep.space, options.seed, options.trials), "random points")
     if isinstance(options, HalvingOptions | HyperbandOptions):
@@ -25,7 +27,7 @@ def build_strategy(sweep: Sweep, folder: Path) -> Strategy:
             _halving(options, steps) if isinstance(options, HalvingOptions) else _hyperband(options, sweep)
         )
         brackets = [in_steps(bracket, steps, sweep.cadence) for bracket in found]
-        points = draws(sweep.space, options.seed, sum(bracket[0].count for bracket in brackets))
+        points = draws(sweep.space, options.seed, sum(bracket[0].points for bracket in brackets))
         return Brackets(brackets, points, sweep.searched.goal)
     return Listed(grid(sweep.space), "every combination")
 

@@ -23,6 +23,9 @@ class Listed(Strategy):
     def total(self) -> int:
         return len(self._asks)
 
+    def steps(self, whole: int) -> float:
+        return self.total * whole
+
     def ask(self) -> Ask | None:
         if self._next == len(self._asks):
             return None
@@ -54,7 +57,7 @@ def grid(space: Sequence[Dimension]) -> list[Point]:
 
 
 def draws(space: Sequence[Dimension], seed: int, count: int) -> list[Point]:
-    """Points none of which comes twice: the first ones are the same for every `count`. Fewer if there are no more."""
+    """Points of which none comes twice, fewer if there are no more; the first are the same for any `count`."""
     return list(itertools.islice(_fresh(space, seed), min(count, _size(space))))
 
 

@@ -106,7 +106,8 @@ def _from_yaml(options: SweepOptions, others: Sequence[Override]) -> list[Dimens
     for override in found:
         if override.key_or_group == "seed" or not override.is_sweep_override():
             raise UserError(
-                f"sweep.params: {override.input_line} sweeps nothing; give values, e.g. 'a,b', seeds by sweep.seeds"
+                f"sweep.params: {override.input_line} sweeps nothing; give values, e.g. 'a,b', and seeds by "
+                "sweep.seeds"
             )
     return [dimension(override) for override in found]
 
@@ -151,7 +152,8 @@ def _check(sweep: Sweep) -> None:
     strategy, train = sweep.options.strategy, sweep.base.train
     if not sweep.space:
         raise UserError(
-            f"sweep={strategy}: nothing is swept; give e.g. 'method.learning_rate=tag(log,interval(1e-4,1e-1))'"
+            f"sweep={strategy}: nothing is swept; give e.g. "
+            "'method.learning_rate=tag(log,interval(1e-4,1e-1))'"
         )
     if sweep.searched.metric is None:
         raise UserError(f"sweep={strategy}: needs a metric to go by; set sweep.metric, e.g. valid/loss")
@@ -161,7 +163,8 @@ def _check(sweep: Sweep) -> None:
         )
     if not sweep.cadence:
         raise UserError(
-            f"sweep.metric: {sweep.searched.metric} is never measured, train.evaluate_every is 0; set it above 0"
+            f"sweep.metric: {sweep.searched.metric} is never measured, train.evaluate_every is 0; set it "
+            "above 0"
         )
     if sweep.stops_runs and any(dimension.key.startswith("train.") for dimension in sweep.space):
         raise UserError(f"sweep={strategy}: keys of train cannot be swept, all runs have the same rungs")

@@ -115,7 +115,8 @@ def dimension(override: Override) -> Dimension:
 
 def _interval(key: str, text: str, swept: IntervalSweep) -> Interval:
     low, high = swept.start, swept.end
-    assert low is not None and high is not None
+    assert low is not None
+    assert high is not None
     log, whole = "log" in swept.tags, "int" in swept.tags or isinstance(low, int)
     if not (math.isfinite(low) and math.isfinite(high) and low < high) or (log and low <= 0):
         above = " above 0" if log else ""

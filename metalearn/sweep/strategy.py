@@ -15,12 +15,16 @@ class Ask(NamedTuple):
 
 
 class Strategy(ABC):
-    """Chooses by what it was told, and by nothing else: a sweep that goes on chooses as one that never broke."""
+    """Chooses by what it was told, and by nothing else: a sweep that goes on chooses as an unbroken one."""
 
     @property
     @abstractmethod
     def total(self) -> int:
         """How many times it will ask, at most."""
+
+    @abstractmethod
+    def steps(self, whole: int) -> float:
+        """How many steps of one seed that is, if a run has `whole`."""
 
     @abstractmethod
     def ask(self) -> Ask | None:

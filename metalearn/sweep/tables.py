@@ -83,8 +83,8 @@ def _markdown(sweep: Sweep, best: Sequence[Trial]) -> str:
     lines = [
         f"# {sweep.base.name}: sweep {sweep.id}",
         "",
-        f"{sweep.options.strategy}; value: {searched.value} {searched.metric} ({searched.goal}), mean +- standard "
-        f"deviation over seeds {', '.join(map(str, sweep.seeds))}.",
+        f"{sweep.options.strategy}; value: {searched.value} {searched.metric} ({searched.goal}), mean +- "
+        f"standard deviation over seeds {', '.join(map(str, sweep.seeds))}.",
         "",
         f"| {' | '.join(HEADER)} | again |",
         "|" + " --- |" * (len(HEADER) + 1),

@@ -49,7 +49,7 @@ class Trial:
     def deviation(self) -> float | None:
         """The sample standard deviation over seeds."""
         values = self.values
-        if self.value is None or len(values) < 2 or not all(map(math.isfinite, values)):  # noqa: PLR2004
+        if self.value is None or len(values) < 2 or not all(map(math.isfinite, values)):
             return None
         return statistics.stdev(values)
 
