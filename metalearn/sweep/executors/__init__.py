@@ -1,6 +1,7 @@
 """The launchers of a sweep by name. Nothing is imported before it is used."""
 
 import importlib
+import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,9 +43,7 @@ def build_executor(options: LauncherOptions, folder: Path, work: Work = work) ->
 
 
 def _require(launcher: str, package: str) -> None:
-    try:
-        importlib.import_module(package)
-    except ImportError:
+    if importlib.util.find_spec(package) is None:
         raise UserError(
             f"launcher={launcher} needs the package {package}: uv run --extra {launcher} metalearn ..."
-        ) from None
+        )

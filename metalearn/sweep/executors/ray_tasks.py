@@ -2,6 +2,7 @@
 
 import logging
 import os
+import secrets
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,9 +18,8 @@ from metalearn.work import Outcome
 
 QUIET = {  # read by Ray when it is imported or started
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # under `uv run` Ray would send this folder, runs and all, to workers
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # else Ray sends this folder, runs and all, to workers
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_DEDUP_LOGS": "0",
 }
 
 
@@ -70,7 +70,7 @@ class RayTasks(Executor):
                 yield job, Outcome("failed", _said(error, job.folder), time.monotonic() - since)
 
     def __enter__(self) -> "RayTasks":
-        os.environ.update({name: os.environ.get(name, value) for name, value in QUIET.items()})
+        _prepare(self._options.address is None)
         import ray
 
         before = signal.getsignal(signal.SIGTERM)
@@ -80,6 +80,7 @@ class RayTasks(Executor):
             "num_gpus": int(self._resources["GPU"]),
             "object_store_memory": int(options.store * 1e9),
             "include_dashboard": False,
+            "_node_ip_address": "127.0.0.1",  # nobody else is let in
         }  # fmt: skip
         try:
             ray.init(options.address or "local", log_to_driver=False, logging_level=logging.ERROR, **here)
@@ -117,6 +118,14 @@ class RayTasks(Executor):
                 )
         if self.width < 1:
             raise UserError(f"launcher.memory: {self._options.memory:g} GB a job are not there on {where}")
+
+
+def _prepare(alone: bool) -> None:
+    """What Ray reads when it is imported. A Ray of our own gets its token here, and writes none into home."""
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    if alone and not {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & set(os.environ):
+        os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
 
 
 def _said(error: Exception, folder: Path) -> str:

@@ -54,7 +54,7 @@ def perform(task: Task) -> Outcome:
     except OSError as error:
         return Outcome("failed", f"{task.folder}: {error.strerror} on this machine", 0.0)
     if outcome.state == "interrupted" and late.is_set():
-        said = f"launcher.minutes: ended after {task.minutes:g} minutes; the same sweep goes on with it"
+        said = f"ended with a checkpoint after launcher.minutes={task.minutes:g}"
         return outcome._replace(message=said)
     return outcome
 
@@ -99,8 +99,8 @@ def _timed(minutes: float | None) -> Iterator[threading.Event]:
 
 def death(exit_code: int | None, folder: Path) -> str:
     """What is said of a job whose process died over it."""
-    how = f"exit code {exit_code}"
+    how = "" if exit_code is None else f" with exit code {exit_code}"
     if exit_code is not None and exit_code < 0:
-        how = f"killed by {signal.Signals(-exit_code).name}"
+        how = f", killed by {signal.Signals(-exit_code).name}"
         how += ", perhaps for want of memory" if exit_code == -signal.SIGKILL else ""
-    return f"its process died ({how}); {folder} holds what it had written"
+    return f"its process died{how}; {folder} holds what it had written"
