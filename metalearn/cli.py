@@ -133,19 +133,34 @@ def _replicate(arguments: list[str]) -> int:
         "replicate", "Runs already finished are skipped, interrupted ones go on, failed ones start again."
     )
     parser.add_argument(
-        "names", nargs="+", metavar="NAME",
+        "names", nargs="*", metavar="NAME",
         help="recipes with a plan, tier=NAME (its budget), and key=value overrides for every run",
     )  # fmt: skip
     parser.add_argument("--seeds", type=_integers, help="instead of the plan's own, e.g. 0,1,2")
     parser.add_argument("--jobs", type=int, help="runs at a time; default: one a core, or one on a GPU")
     parser.add_argument("--runs", default="runs", help="the folder of run directories (default: runs)")
+    other = parser.add_mutually_exclusive_group()
+    other.add_argument(
+        "--list", action="store_true", help="published rows beside ours; NAME: a family, table, paper or plan"
+    )
+    other.add_argument("--status", action="store_true", help="how far replications under --runs are")
+    other.add_argument(
+        "--collect", action="store_true", help="cards under --runs into this checkout's results"
+    )
+    other.add_argument(
+        "--docs", action="store_true", help="write docs/replication.md and what else is of cards"
+    )
+    parser.add_argument("--json", action="store_true", help="--list and --status as JSON")
+    parser.add_argument("--force", action="store_true", help="--collect: replace cards that have more seeds")
     options = parser.parse_intermixed_args(arguments)
     register_all()
-    from metalearn.replicate import replicate
+    from metalearn.replicate import replicate, tell
 
     overrides = [name for name in options.names if "=" in name]
     names = [name for name in options.names if "=" not in name]
-    return replicate(names, overrides, options.seeds, options.jobs, Path(options.runs))
+    if not (options.list or options.status or options.collect or options.docs):
+        return replicate(names, overrides, options.seeds, options.jobs, Path(options.runs))
+    return tell(options, names, overrides)
 
 
 def _diagnose(arguments: list[str]) -> int:

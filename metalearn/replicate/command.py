@@ -1,5 +1,6 @@
 """The command: load plans, check them, run what is not done, report."""
 
+import argparse
 import os
 import shutil
 import time
@@ -8,8 +9,10 @@ from pathlib import Path
 
 from metalearn.launch import checked
 from metalearn.registry import UserError
+from metalearn.replicate.cards import documents, library, listing, status
+from metalearn.replicate.cards.making import folders
 from metalearn.replicate.check import check_run
-from metalearn.replicate.jobs import Job, folder, jobs, merged
+from metalearn.replicate.jobs import Job, jobs, merged
 from metalearn.replicate.plan import Plan, load
 from metalearn.replicate.schedule import run_all
 
@@ -29,7 +32,9 @@ def replicate(
         raise UserError(f"--jobs: got {parallel}, must be at least 1")
     plans = {name: load(name, seeds, tier) for name in names}
     if not any(plans.values()):
-        raise UserError("replicate: name a recipe, e.g. quickstart; metalearn list recipes shows all")
+        raise UserError(
+            "replicate: name a recipe, e.g. quickstart; metalearn list recipes shows all, --list what came of them"
+        )
     everything = merged(
         job for group in plans.values() for plan in group for job in _checked(plan, overrides, runs)
     )
@@ -37,7 +42,14 @@ def replicate(
     places = {str(_home(name, group, runs)): None for name, group in plans.items()}
     count = sum(job.choice is None for job in everything)
     print(f"{count} runs, {workers} at a time, in {', '.join(places)}", flush=True)
-    outcomes = run_all(everything, workers)
+    distinct = list({plan.name: plan for group in plans.values() for plan in group}.values())
+    for plan in distinct:
+        library.begin(plan, overrides, runs)
+    try:
+        outcomes = run_all(everything, workers)
+    finally:
+        for plan in distinct:
+            _card(plan, overrides, runs)
     seconds = time.monotonic() - started
     for name, group in plans.items():
         _report(name, group, runs, seconds)
@@ -84,10 +96,36 @@ def _home(name: str, plans: Sequence[Plan], runs: Path) -> Path:
 def _report(name: str, plans: Sequence[Plan], runs: Path, seconds: float) -> None:
     from metalearn import report
 
-    def folders(plan: Plan) -> dict[str, dict[int, Path]]:
-        return {
-            stage: {seed or 0: folder(plan, stage, seed, runs) for seed in plan.seeds_of(stage)}
-            for stage in plan.stages
-        }
+    report.combine(name, [(plan, folders(plan, runs)) for plan in plans], _home(name, plans, runs), seconds)
 
-    report.combine(name, [(plan, folders(plan)) for plan in plans], _home(name, plans, runs), seconds)
+
+def _card(plan: Plan, overrides: Sequence[str], runs: Path) -> None:
+    """Leave the plan's card, however far it came; what is in its way costs no run."""
+    try:
+        library.write(plan, overrides, runs)
+    except (UserError, OSError) as error:
+        print(f"no card of {plan.name}: {error}", flush=True)
+
+
+def tell(options: argparse.Namespace, names: Sequence[str], overrides: Sequence[str]) -> int:
+    """`--list`, `--status`, `--collect` and `--docs`: what replications came to; they run nothing."""
+    tier, rest = _tier(overrides)
+    if rest or options.seeds or options.jobs:
+        came = ", ".join(
+            [*rest, *(["--seeds"] if options.seeds else []), *(["--jobs"] if options.jobs else [])]
+        )
+        raise UserError(
+            f"replicate: {came} is for runs; with --list, --status, --collect and --docs leave it out"
+        )
+    runs = Path(options.runs)
+    if options.list:
+        listing.show(names, runs, options.json)
+    elif options.status:
+        status.show(names, runs, options.json)
+    elif options.collect:
+        for line in library.collect(names, tier, runs, options.force):
+            print(line, flush=True)
+    else:
+        for line in documents.write():
+            print(line)
+    return 0

@@ -1,0 +1,77 @@
+"""conf/deviations: where a paper, its authors' code and this suite differ, as a page."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from metalearn.compose import CONF
+from metalearn.registry import UserError
+
+FOLDER = CONF / "deviations"
+REQUIRED = ("name", "paper", "code", "ours", "effect")
+TITLES = {
+    "darts": "DARTS",
+    "hypernetworks": "HyperNetworks",
+    "learned_optimizers": "Learned optimizers",
+}
+
+Family = list[dict[str, Any]]
+
+
+def read(folder: Path = FOLDER) -> dict[str, Family]:
+    """The entries of every family. Raises UserError naming what an entry lacks."""
+    return {path.stem: _entries(path) for path in sorted(folder.glob("*.yaml"))}
+
+
+def _entries(path: Path) -> Family:
+    try:
+        entries = yaml.load(path.read_text("utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except yaml.YAMLError as error:
+        raise UserError(f"{path.name}: cannot be read: {str(error).splitlines()[0]}") from None
+    for number, entry in enumerate(entries or []):
+        lacking = [key for key in REQUIRED if not isinstance(entry, dict) or not entry.get(key)]
+        if lacking:
+            raise UserError(f"{path.name}: entry {number + 1} has no {', '.join(lacking)}")
+    return entries or []
+
+
+def page(families: dict[str, Family]) -> str:
+    """The ledger: one entry under another, each with its switch and the effect that was measured."""
+    count = sum(map(len, families.values()))
+    known = sum(bool(entry.get("measured")) for entries in families.values() for entry in entries)
+    parts = [
+        "# Deviations",
+        f"Where a paper, its authors' code and this suite differ: {count} places, the effect of {known} "
+        "measured. A switch is a key of the configuration; what stands under *ours* is its default, or a recipe's.",
+    ]
+    for family, entries in families.items():
+        parts.append(f"## {TITLES.get(family, family)}")
+        parts += [_entry(entry) for entry in entries]
+    return "\n\n".join(parts) + "\n"
+
+
+def _entry(entry: dict[str, Any]) -> str:
+    title = str(entry["name"]).replace("_", " ")
+    switch = f"`{entry['switch']}`" if entry.get("switch") else "no switch"
+    lines = [
+        f"### {title}",
+        "",
+        f"- switch: {switch}",
+        f"- paper: {entry['paper']}",
+        f"- code: {entry['code']}",
+        f"- ours: {entry['ours']}",
+        f"- effect: {entry['effect']}{_measured(entry.get('measured'))}",
+    ]
+    if entry.get("source"):
+        lines.append(f"- source: {entry['source']}")
+    return "\n".join(lines)
+
+
+def _measured(measured: Any) -> str:
+    """Where the figures of an effect are, and the command that makes them."""
+    if not isinstance(measured, dict):
+        return ""
+    report = f" ([report](../{measured['report']}))" if measured.get("report") else ""
+    command = f", `{measured['command']}`" if measured.get("command") else ""
+    return report + command
