@@ -26,6 +26,7 @@ from metalearn.work import work
 
 FOLDER = Path(__file__).parent / "results" / "deviations"
 ALWAYS = ("machine=cpu", "machine.threads=1", "log=none", "log.progress=false")
+DIRTY = " (+: with changes in the checkout that were not committed)"
 Entry = dict[str, Any]
 Values = dict[int, float]  # by seed
 
@@ -172,7 +173,7 @@ def facts(name: str, runs: list[Path]) -> dict[str, str]:
     hardware, versions = told[-1]["hardware"], told[-1]["versions"]
     return {
         "date": max(told_by["started"] for told_by in told)[:10],
-        "commit": ", ".join(sorted(commits)),
+        "commit": ", ".join(sorted(commits)) + (DIRTY if any("+" in commit for commit in commits) else ""),
         "machine": f"{hardware['cpu']}, {hardware['cores']} cores, {hardware['threads']} thread, "
         f"{hardware['memory_gib']} GiB, {hardware['gpu'] or 'no GPU'}",
         "versions": ", ".join(
