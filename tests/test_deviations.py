@@ -33,15 +33,26 @@ BLOCK = {
 
 
 @cache
-def options_of(of: str) -> dict[str, Any]:
-    """The checked options of conf/OF.yaml, or of the run that a recipe is, by dotted names."""
-    group, _, option = of.partition("/")
-    if group == "recipe":
-        return flat(OmegaConf.to_container(OmegaConf.structured(compose([f"recipe={option}"]))))
-    values = OmegaConf.to_container(OmegaConf.load(CONF / f"{of}.yaml"))
+def stated(of: str) -> dict[str, Any]:
+    """What conf/OF.yaml itself says, by dotted names; a recipe's keys are checked by test_recipes."""
+    group, values = of.partition("/")[0], OmegaConf.to_container(OmegaConf.load(CONF / f"{of}.yaml"))
     assert isinstance(values, dict)
+    if group == "recipe":
+        return flat(values)
     chosen = typed(registry.entry(group, values["name"]).options, values, "")  # type: ignore[arg-type]
     return flat({group: OmegaConf.to_container(OmegaConf.structured(chosen))})
+
+
+@cache
+def composed(of: str) -> dict[str, Any]:
+    """All options of the run that a recipe is."""
+    return flat(OmegaConf.to_container(OmegaConf.structured(compose([f"recipe={of.partition('/')[2]}"]))))
+
+
+def value_of(switch: str, of: str) -> Any:
+    """The switch's value where `of` says it or, for a recipe, takes it from; raises KeyError."""
+    here = stated(of)
+    return here[switch] if switch in here or not of.startswith("recipe/") else composed(of)[switch]
 
 
 def test_entries_say_everything():
@@ -58,10 +69,9 @@ def test_switches_exist_and_ours_begins_with_their_value():
     for name, entry in ENTRIES.items():
         if entry["switch"] is None:
             continue
-        there = options_of(entry["of"])
-        said = yaml.safe_load(entry["ours"].partition(": ")[0])
-        if entry["switch"] not in there or there[entry["switch"]] != said:
-            stale.append((name, entry["switch"], said, there.get(entry["switch"], "no such option")))
+        said, there = yaml.safe_load(entry["ours"].partition(": ")[0]), value_of(entry["switch"], entry["of"])
+        if there != said:
+            stale.append((name, entry["switch"], said, there))
     assert stale == []
 
 
