@@ -15,6 +15,7 @@ from metalearn.registry import UserError, closest
 from metalearn.report.claims import published
 
 PUBLISHED = CONF / "published"
+NEAREST = 8  # names that a mistake is answered by
 
 
 @dataclass
@@ -177,9 +178,8 @@ def chosen(everything: list[Entry], names: list[str]) -> list[Entry]:
         fitting = {number: entry for number, entry in enumerate(everything) if name in _names(entry)}
         if not fitting:
             known = dict.fromkeys(word for entry in everything for word in _names(entry))
-            raise UserError(
-                f"no published row is of {name!r}; choose one of: {', '.join(closest(name, list(known)))}"
-            )
+            near = ", ".join(closest(name, list(known))[:NEAREST])
+            raise UserError(f"no published row is of {name!r}; the closest of {len(known)} names: {near}")
         found |= fitting
     return [found[number] for number in sorted(found)]
 

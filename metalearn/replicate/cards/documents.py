@@ -80,7 +80,8 @@ def replication(found: Sequence[Line], cards: Sequence[Card]) -> str:
         "# Replication",
         MADE,
         f"Every row of the papers' tables of results, {len(found)} in all: {total}. "
-        "`metalearn replicate --list` shows them on a terminal, with what lies in `runs/`; `metalearn replicate PLAN tier=TIER` runs one.",
+        "`metalearn replicate --list` shows them on a terminal, with what lies in `runs/`; "
+        "`metalearn replicate PLAN tier=TIER` runs one.",
         RULE,
         "± of ours is the sample standard deviation over seeds; "
         "of a published value it is what the paper prints, *(read)* that it was read off a figure.",

@@ -43,7 +43,8 @@ def page(families: dict[str, Family]) -> str:
     parts = [
         "# Deviations",
         f"Where a paper, its authors' code and this suite differ: {count} places, the effect of {known} "
-        "measured. A switch is a key of the configuration; what stands under *ours* is its default, or a recipe's.",
+        "measured. A switch is a key of the configuration; what stands under *ours* is its default, or a "
+        "recipe's.",
     ]
     for family, entries in families.items():
         parts.append(f"## {TITLES.get(family, family)}")
