@@ -152,12 +152,11 @@ def test_runs_that_are_not_there_are_told(tmp_path):
 
 @pytest.mark.slow
 def test_a_variant_runs_once_and_what_follows_from_it(tmp_path):
-    then = {
-        "recipe": "learned_optimizers/quadratic_applied",
-        "overrides": ["method.optimizer={run}", "method.valid_problems=1", "method.test_problems=1"],
-    }
+    small = ["method.horizon=20", "method.valid_problems=1", "method.test_problems=1", "task.batch=4"]
+    then = {"recipe": "learned_optimizers/quadratic_applied", "overrides": ["method.optimizer={run}", *small]}
     metrics = [{"metric": "test/final_loss", "stage": "then", "goal": "min", "unit": ""}]
-    block = {**BLOCK, "variants": {"ours": []}, "seeds": [3], "then": then, "metrics": metrics}
+    block = {**BLOCK, "overrides": ["train.steps=2", *small], "variants": {"ours": []}, "seeds": [3]}
+    block |= {"then": then, "metrics": metrics}
     first = Measurement("x", block, tmp_path, only_read=False)
     values = first.result("y")["values"]["test/final_loss"]["ours"]
     assert (list(values), len(first.used)) == ([3], 2)
