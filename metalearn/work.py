@@ -1,10 +1,14 @@
 """One run as a job of others: what a worker does, wherever it is, and how it tells the end."""
 
+import os
 import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from metalearn.registry import UserError
+
+# of a W&B agent that started the jobs together: each is a W&B run of its own, none takes the agent's id
+AGENTS = ("WANDB_SWEEP_ID", "WANDB_RUN_ID", "WANDB_SWEEP_PARAM_PATH")
 
 
 class Outcome(NamedTuple):
@@ -23,6 +27,8 @@ def work(overrides: Sequence[str]) -> Outcome:
     from metalearn.train.run_directory import STATUS
 
     register_all()
+    for name in AGENTS:
+        os.environ.pop(name, None)
     started = time.monotonic()
 
     def ended(state: str, message: str = "") -> Outcome:

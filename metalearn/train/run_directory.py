@@ -61,6 +61,11 @@ class RunDirectory:
         """The run's identity at W&B, the same after every resume."""
         return read_json(self.path / PROVENANCE)["wandb_id"]
 
+    @property
+    def is_new(self) -> bool:
+        """Whether this is the run's first start."""
+        return not read_json(self.path / PROVENANCE)["history"]
+
     def set_status(self, state: str, message: str = "") -> None:
         """Replace status.json. Raises UserError if it cannot be written."""
         path = self.path / STATUS

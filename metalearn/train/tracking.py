@@ -16,6 +16,7 @@ from metalearn.train.run_directory import RunDirectory
 from metalearn.train.stored_config import plain
 
 INIT_SECONDS = 20.0  # then offline
+AGENTS = ("WANDB_SWEEP_ID", "WANDB_RUN_ID", "WANDB_SWEEP_PARAM_PATH")
 REPORTS = ("report.md", "report.html")
 FINISH_SECONDS = 120.0  # of waiting for uploads; `wandb sync` sends the rest
 
@@ -24,7 +25,8 @@ class Tracker:
     """One W&B run for one run directory, or none (`log=none`).
 
     Offline by default. Online without a key or a server goes on offline, with one warning. A resumed run
-    keeps its W&B id; rows carry their step, so that what is sent twice stays one row.
+    keeps its W&B id; rows carry their step, so that what is sent twice stays one row. Under an agent of a
+    W&B sweep a new run takes the agent's id; other runs of the same process stay runs of their own.
     """
 
     def __init__(self, config: Config, directory: RunDirectory) -> None:
@@ -40,6 +42,8 @@ class Tracker:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._attempt("finishing", lambda: self._run.finish(exit_code=exit_code_of(error)))
+        if self._run is not None:
+            _leave_agent()
         self._run = None
 
     def log(self, row: dict[str, Any]) -> None:
@@ -85,7 +89,7 @@ class Tracker:
     def _init(self, mode: str) -> Any:
         import wandb
 
-        config, log = self._config, self._config.log
+        config, log, agents = self._config, self._config.log, self._under_agent()
         settings = wandb.Settings(
             console="off",
             silent=mode != "online",
@@ -100,21 +104,33 @@ class Tracker:
         )
         run = wandb.init(
             mode=mode,  # type: ignore[arg-type]
-            project=log.project,
-            entity=log.entity,
+            project=None if agents else log.project,
+            entity=None if agents else log.entity,
             group=log.group or config.name,
             job_type=config.role,
             name=self._directory.path.name,
             tags=log.tags,
             config=plain(config),
             dir=str(self._directory.path),
-            id=_sweep_id() or self._directory.wandb_id,
+            id=None if agents else self._directory.wandb_id,
             resume="allow",
             settings=settings,
         )
         run.define_metric("step", hidden=True)
         run.define_metric("*", step_metric="step")
         return run
+
+    def _under_agent(self) -> bool:
+        """Whether this is the run that a sweep's agent has started: W&B then takes id and project from it."""
+        chosen = os.environ.get("WANDB_RUN_ID") if "WANDB_SWEEP_ID" in os.environ else None
+        if chosen is None:
+            return False
+        if self._directory.is_new:
+            self._directory.record(wandb_id=chosen)
+        if chosen != self._directory.wandb_id:
+            _leave_agent()
+            return False
+        return True
 
     def _upload(self, folder: Path) -> None:
         import wandb
@@ -159,6 +175,12 @@ def _forget_attempt() -> None:
     wandb.teardown()
 
 
-def _sweep_id() -> str | None:
-    """The run id that a W&B sweep's agent has chosen."""
-    return os.environ.get("WANDB_RUN_ID") if "WANDB_SWEEP_ID" in os.environ else None
+def _leave_agent() -> None:
+    """Forget the agent of a W&B sweep: to W&B every later run of this process would be the same one."""
+    if "WANDB_SWEEP_ID" not in os.environ:
+        return
+    import wandb
+
+    for name in AGENTS:
+        os.environ.pop(name, None)
+    wandb.teardown()  # it keeps what it read there

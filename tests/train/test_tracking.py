@@ -126,12 +126,35 @@ def test_whatever_wandb_raises_the_run_ends_well(tmp_path, capsys, monkeypatch, 
     assert capsys.readouterr().err.count("W&B stopped while") == 1
 
 
-def test_a_sweeps_agent_names_the_run(monkeypatch):
+@pytest.mark.slow
+def test_under_a_sweeps_agent_every_job_is_one_run(tmp_path, monkeypatch):
+    """The agent's id is the first run's alone, in this process too, and stays with it when it goes on."""
+    monkeypatch.setenv("WANDB_PROJECT", "of_the_sweep")
+    _start_agent(monkeypatch, "chosen1")
+    half = configuration(tmp_path / "a", "offline", stop_at=10)
+    train(half, NoisyQuadratic())
+    train(configuration(tmp_path / "b", "offline"), NoisyQuadratic())
+    first, other = _run_record(tmp_path / "a"), _run_record(tmp_path / "b")
+    assert (first["run_id"], first["sweep_id"], first["project"]) == ("chosen1", "sweep1", "of_the_sweep")
+    assert other["run_id"] == read_json(tmp_path / "b" / "provenance.json")["wandb_id"] != "chosen1"
+    assert "sweep_id" not in other
+    assert first["run_group"] == other["run_group"] == "noisy_quadratic"
+
+    (fragment,) = _fragments(tmp_path / "a")
+    fragment.rename(fragment.parent / "first")
+    _start_agent(monkeypatch, "chosen2")
+    train(configuration(tmp_path / "a", "offline"), NoisyQuadratic())
+    assert _run_record(tmp_path / "a")["run_id"] == "chosen1"
+
+
+def _start_agent(monkeypatch, run):
+    wandb.teardown()
     monkeypatch.setenv("WANDB_SWEEP_ID", "sweep1")
-    monkeypatch.setenv("WANDB_RUN_ID", "chosen1")
-    assert tracking._sweep_id() == "chosen1"
-    monkeypatch.delenv("WANDB_SWEEP_ID")
-    assert tracking._sweep_id() is None
+    monkeypatch.setenv("WANDB_RUN_ID", run)
+
+
+def _run_record(run: Path) -> dict:
+    return next(record["run"] for record in _records(run) if "run" in record)
 
 
 @pytest.mark.slow

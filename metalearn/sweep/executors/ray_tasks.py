@@ -60,13 +60,14 @@ class RayTasks(Executor):
     def ended(self) -> Iterator[tuple[Job, Outcome]]:
         """Wait for tasks."""
         import ray
+        from ray.exceptions import RayError
 
         ready = ray.wait(list(self._busy), num_returns=1)[0] if self._busy else []
         for reference in ready:
             job, since = self._busy.pop(reference)
             try:
                 yield job, ray.get(reference)
-            except ray.exceptions.RayError as error:
+            except RayError as error:
                 yield job, Outcome("failed", _said(error, job.folder), time.monotonic() - since)
 
     def __enter__(self) -> "RayTasks":
@@ -130,8 +131,8 @@ def _prepare(alone: bool) -> None:
 
 def _said(error: Exception, folder: Path) -> str:
     """One line for Ray's page."""
-    import ray
+    from ray.exceptions import OutOfMemoryError, WorkerCrashedError
 
-    if isinstance(error, ray.exceptions.WorkerCrashedError | ray.exceptions.OutOfMemoryError):
+    if isinstance(error, WorkerCrashedError | OutOfMemoryError):
         return death(None, folder)
     return f"Ray: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}; see {folder}"
