@@ -96,6 +96,7 @@ def launch(arguments: list[str]) -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us, not to Hydra's printer
     if "COMP_LINE" in os.environ:
         os.environ["COMP_LINE"] = re.sub(r"\btrain\s", "", os.environ["COMP_LINE"], count=1)
+    arguments = of_agent(arguments)
     sweep = [argument for argument in arguments if argument in ("-m", "--multirun")]
     others = _rerun([argument for argument in arguments if argument not in (*sweep, DRY)])
     if DRY in arguments and not sweep:
@@ -123,6 +124,13 @@ def launch(arguments: list[str]) -> int:
     if failures:
         raise failures[0]
     return 0
+
+
+def of_agent(arguments: list[str]) -> list[str]:
+    """The arguments as Hydra reads them: under W&B's agent null comes as Python writes it."""
+    if "WANDB_SWEEP_ID" not in os.environ:
+        return arguments
+    return [re.sub(r"=None$", "=null", argument) for argument in arguments]
 
 
 def _sweep(arguments: Sequence[str], dry: bool) -> int:
@@ -244,6 +252,10 @@ def _unknown_key(key: str, arguments: Sequence[str]) -> UserError:
         composed = _stored(arguments) or recompose(others)
         node = OmegaConf.select(composed, parent) if parent else composed
     known = [str(name) for name in node] if isinstance(node, DictConfig) else []
+    if key == "sweep.params":
+        return UserError(
+            f"{key}: its keys are named freely, so a command line adds them: '+{key}={{KEY: VALUES}}'"
+        )
     if leaf in known and isinstance(node, DictConfig):
         fields = ", ".join(f"{key}.{name}" for name in OmegaConf.select(node, leaf) or ())
         return UserError(f"{key}: cannot be chosen anew in a stored configuration; set its options: {fields}")

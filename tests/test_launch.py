@@ -81,14 +81,18 @@ def test_damaged_files_are_named(metalearn, tmp_path):
         (tmp_path / "run" / name).write_text(kept)
 
 
-def test_a_failed_job_does_not_end_a_sweep(metalearn, tmp_path):
-    code, out, err = metalearn("train", "-m", *TINY, "log=none", "method.learning_rate=0.1,-1,0.2")
+@pytest.mark.slow
+def test_a_failed_job_does_not_end_a_sweep_and_each_run_has_its_own_at_wandb(metalearn, tmp_path):
+    code, out, err = metalearn("train", "-m", *TINY, "method.learning_rate=0.1,-1,0.2")
 
     assert code == 1
-    assert out.count("finished: ") == 2
+    assert out.count(" · finished in ") == 2
     assert "1 jobs of the sweep failed" in err
-    assert "method.learning_rate=-1: method.learning_rate: got -1.0, must be above 0" in err
-    assert len(list(tmp_path.glob("runs/supervised_two_moons/*"))) == 2
+    assert "method.learning_rate=-1 seed=0: method.learning_rate: got -1.0, must be above 0" in err
+    runs = list(tmp_path.glob("runs/supervised_two_moons/sweeps/*/*_seed0/run.yaml"))
+    assert len(runs) == 2
+    assert all("group: supervised_two_moons/grid-" in run.read_text() for run in runs)
+    assert len(list(tmp_path.glob("runs/*/sweeps/*/*_seed0/wandb/offline-run-*"))) == 2
 
 
 EXPORTED = ["example.py", "example.safetensors", "network.pt2", "summary.json", "weights.safetensors"]

@@ -38,9 +38,7 @@ def hyperband(resource: float, eta: int, population: int | None = None) -> list[
     brackets = []
     for s in range(last, -1, -1):
         count = -(-(last + 1) * eta**s // (s + 1))
-        if scale != 1.0:
-            count = max(math.ceil(scale * count), eta**s)  # one is left for the last rung
-        brackets.append(halving(count, eta, s + 1, resource))
+        brackets.append(halving(math.ceil(scale * count), eta, s + 1, resource))
     return brackets
 
 

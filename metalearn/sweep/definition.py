@@ -80,7 +80,7 @@ class Sweep:
             **chosen,
             "seeds": list(self.seeds),
             "fixed": sorted([*self.flags, *_identity(self.fixed)]),
-            "swept": {dimension.key: dimension.text for dimension in self.space},
+            "swept": {dimension.key: dimension.canonical for dimension in self.space},
         }
 
     @property

@@ -57,7 +57,7 @@ def grid(space: Sequence[Dimension]) -> list[Point]:
 
 
 def draws(space: Sequence[Dimension], seed: int, count: int) -> list[Point]:
-    """Points of which none comes twice, fewer if there are no more; the first are the same for any `count`."""
+    """Points of which none comes twice, as many as there are; the first are the same for any `count`."""
     return list(itertools.islice(_fresh(space, seed), min(count, _size(space))))
 
 

@@ -1,5 +1,7 @@
 """A sweep from a command line. Imports no torch."""
 
+import contextlib
+import random
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,9 +13,9 @@ from metalearn.config import Config, resolve
 from metalearn.launch import explained
 from metalearn.registry import UserError
 from metalearn.sweep.definition import Searched, Sweep
-from metalearn.sweep.listed import draws, grid
+from metalearn.sweep.listed import draws
 from metalearn.sweep.options import GridOptions, SweepOptions, options_of
-from metalearn.sweep.space import Dimension, dimension, parse
+from metalearn.sweep.space import Dimension, Point, dimension, parse
 
 TRIED = 16  # points, until one is a configuration without a mistake
 OWN = {  # keys that a sweep sets for each of its jobs, and what to do instead
@@ -31,19 +33,28 @@ def read(arguments: Sequence[str]) -> Sweep:
     _refuse(overrides)
     mine = [o for o in overrides if o.key_or_group.partition(".")[0] in ("sweep", "launcher")]
     others = [o for o in overrides if o not in mine]
-    settings = _settings(flags, mine, others)
-    options = options_of(_plain(settings, "sweep"))
     seeds = [o for o in others if o.key_or_group == "seed"]
     swept = [o for o in others if o.is_sweep_override() and o not in seeds]
     fixed = tuple(o.input_line or "" for o in others if o not in swept and o not in seeds)
-    space = (*map(dimension, swept), *_from_yaml(options, others))
-    base = _base(flags, fixed, space, options)
+    space = [dimension(override) for override in swept]
+    own = [o.input_line or "" for o in mine]
+    settings = first = _composed([*flags, *fixed, *_first(space), *([] if flags else own)])
+    if flags:
+        settings = _composed(own)
+    options = options_of(_plain(settings, "sweep"))
+    more = _from_yaml(options, others)
+    if more:
+        space += more
+        first = _composed([*flags, *fixed, *_first(space)])
+    if not isinstance(options, GridOptions):
+        space.sort(key=lambda dimension: dimension.key)  # points do not depend on the order of a command
+    base = _base(first, [*flags, *fixed], space)
     sweep = Sweep(
         options=options,
         launcher=_plain(settings, "launcher"),
         fixed=fixed,
         flags=flags,
-        space=space,
+        space=tuple(space),
         seeds=_seeds(options, seeds, base),
         base=base,
         searched=Searched(
@@ -80,16 +91,16 @@ def _refuse(overrides: Sequence[Override]) -> None:
             raise UserError(f"{override.input_line}: must be one value; a list is written '{key}=[1,2]'")
 
 
-def _settings(flags: Sequence[str], mine: Sequence[Override], others: Sequence[Override]) -> DictConfig:
-    """The configuration whose `sweep` and `launcher` blocks count: a recipe may bring its own."""
-    lines = [o.input_line or "" for o in mine]
-    if not flags:
-        lines += [o.input_line or "" for o in others if not o.is_sweep_override()]
+def _composed(lines: Sequence[str]) -> DictConfig:
     with explained(lines):
-        settings = recompose(lines)
-    if settings.get("replicate") is not None:
+        composed = recompose(lines)
+    if composed.get("replicate") is not None:
         raise UserError("recipe: it is a plan of several runs, which metalearn replicate NAME runs")
-    return settings
+    return composed
+
+
+def _first(space: Sequence[Dimension]) -> Point:
+    return tuple(d.override((d.values() or (d.draw(random.Random(0)),))[0]) for d in space)
 
 
 def _plain(settings: DictConfig, key: str) -> dict[str, Any]:
@@ -112,21 +123,15 @@ def _from_yaml(options: SweepOptions, others: Sequence[Override]) -> list[Dimens
     return [dimension(override) for override in found]
 
 
-def _base(
-    flags: Sequence[str], fixed: Sequence[str], space: Sequence[Dimension], options: SweepOptions
-) -> Config:
-    """The first point's configuration; of those after it, where the first has a value out of range."""
-    points = grid(space) if isinstance(options, GridOptions) else draws(space, 0, TRIED)
-    mistakes: list[UserError] = []
-    for point in points[:TRIED]:
-        lines = [*flags, *fixed, *point]
-        with explained(lines):
-            composed = recompose(lines)
-        try:
-            return resolve(composed)
-        except UserError as mistake:
-            mistakes.append(mistake)
-    raise mistakes[0]
+def _base(first: DictConfig, fixed: Sequence[str], space: Sequence[Dimension]) -> Config:
+    """A configuration of the sweep: the first point's, or of those after it if that has a mistake."""
+    try:
+        return resolve(first)
+    except UserError as mistake:
+        for point in draws(space, 0, TRIED):
+            with contextlib.suppress(UserError):
+                return resolve(_composed([*fixed, *point]))
+        raise mistake from None
 
 
 def _seeds(options: SweepOptions, said: Sequence[Override], base: Config) -> tuple[int, ...]:

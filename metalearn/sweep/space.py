@@ -28,6 +28,11 @@ class Dimension(ABC):
     def values(self) -> tuple[str, ...] | None:
         """All values in order, or None if there are endlessly many."""
 
+    @property
+    @abstractmethod
+    def canonical(self) -> str:
+        """The same however it was written."""
+
     @abstractmethod
     def draw(self, rng: random.Random) -> str:
         """One value."""
@@ -41,6 +46,10 @@ class Listed(Dimension):
     """Values without an order: a,b,c, choice(), glob()."""
 
     listed: tuple[str, ...]
+
+    @property
+    def canonical(self) -> str:
+        return ",".join(self.listed)
 
     def values(self) -> tuple[str, ...]:
         return self.listed
@@ -56,6 +65,10 @@ class Stepped(Dimension):
     low: float
     high: float  # the last of them
     step: float
+
+    @property
+    def canonical(self) -> str:
+        return ",".join(self.values())
 
     def values(self) -> tuple[str, ...]:
         count = round((self.high - self.low) / self.step) + 1
@@ -77,6 +90,11 @@ class Interval(Dimension):
     high: float
     log: bool
     whole: bool
+
+    @property
+    def canonical(self) -> str:
+        tags = ["log"] * self.log + ["int"] * self.whole
+        return f"{' '.join([*tags, 'interval'])}({float(self.low):g},{float(self.high):g})"
 
     def values(self) -> None:
         return None
