@@ -23,7 +23,7 @@ OPENS = re.compile(r"^(?=[A-Za-z_])", re.M)  # a key of the outermost mapping
 NO_PART = ("defaults", "hydra")  # of the run
 
 
-class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+class Loader(yaml.CSafeLoader):
     """YAML without dates, as OmegaConf has it."""
 
 

@@ -2,12 +2,12 @@
 
 import math
 from collections.abc import Sequence
-from functools import reduce
+from functools import cache, reduce
 
 import numpy
 
 from metalearn.compare.model import Band, Entry, Estimate
-from metalearn.report.claims import CONFIDENCE, half_width, summary
+from metalearn.report.claims import CONFIDENCE, summary
 
 
 def counted(entries: Sequence[Entry]) -> list[Entry]:
@@ -41,7 +41,8 @@ def estimate(values: dict[int, float]) -> Estimate:
     if not all(map(math.isfinite, found)):
         return Estimate(float(numpy.mean(found)), None, None, values)
     mean, deviation = summary(found)
-    return Estimate(mean, deviation, half_width(found) if len(found) > 1 else None, values)
+    half = None if deviation is None else _quantile(len(found)) * deviation / math.sqrt(len(found))
+    return Estimate(mean, deviation, half, values)
 
 
 def bands(entries: Sequence[Entry]) -> dict[str, Band]:
@@ -69,6 +70,7 @@ def _deviation(table: numpy.ndarray, mean: numpy.ndarray) -> numpy.ndarray:
     return table.std(axis=0, ddof=1) if len(table) > 1 else numpy.zeros_like(mean)
 
 
+@cache
 def _quantile(count: int) -> float:
     from scipy.special import stdtrit  # lighter to import than scipy.stats
 

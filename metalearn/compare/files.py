@@ -18,7 +18,8 @@ from metalearn.report.numbers import duration
 from metalearn.report.page import Document, Gallery, Grid, Link, Section, Words
 from metalearn.report.page import write as write_page
 
-DRAWN = 12  # metrics
+DRAWN = 12  # metrics of a few configurations
+LARGE = 50  # configurations, of which the metrics in the table alone are drawn
 LINES = 8  # configurations in a chart: as many as there are colours
 RUNS = 200  # that compare.md lists; compare.csv has all
 
@@ -134,7 +135,8 @@ def _way(entry: Entry, folder: Path) -> Link | str:
 
 def charts(comparison: Comparison) -> Iterator[Drawing]:
     """The curves of the first metrics: means and 95 % intervals, of many configurations the best."""
-    for metric in comparison.curved[:DRAWN]:
+    many = len(comparison.groups) > LARGE
+    for metric in [one for one in comparison.curved if not many or one in comparison.metrics][:DRAWN]:
         groups = [group for group in comparison.groups if metric in group.curves]
         kept = _best(groups, metric)
         bands = [_line(group, metric, place) for place, group in enumerate(kept)]

@@ -60,13 +60,13 @@ def read(paths: Sequence[Path]) -> tuple[list[Entry], list[str]]:
 def _read(paths: Sequence[Path]) -> _Log:
     """Raises ValueError, OSError."""
     from google.protobuf.message import DecodeError
-    from wandb.proto.wandb_internal_pb2 import Record
+    from wandb.proto import wandb_internal_pb2
 
     log = _Log(list(paths))
     for path in paths:
         log.exit_code = None
         for data in transaction_log.records(path):
-            record = Record()
+            record = wandb_internal_pb2.Record()  # type: ignore[attr-defined]
             try:
                 record.ParseFromString(data)
             except DecodeError as error:

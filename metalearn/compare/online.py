@@ -91,7 +91,7 @@ def _entry(run: Any) -> Entry:
     series = {name: one for name, one in from_rows(ordered, "step").items() if not name.startswith("_")}
     config = {key: value for key, value in dict(run.config).items() if not key.startswith("_")}
     seconds = next((row["_runtime"] for row in reversed(ordered) if row.get("_runtime") is not None), None)
-    state = STATES.get(run.state, run.state)
+    state = str(STATES.get(run.state, run.state))
     last = ordered[-1]["step"] if ordered else 0
     return entry(Told(run.url, "W&B", config, series, state, last, "", {"seconds": seconds}))
 

@@ -82,7 +82,7 @@ def _table(console: Any, grid: Grid, columns: Any, title: str) -> None:
     )  # fmt: skip
     for number in columns:
         justify = "right" if number in grid.numeric else "left"
-        table.add_column(Text(grid.header[number]), justify=justify, overflow="fold")
+        table.add_column(Text(str(grid.header[number])), justify=justify, overflow="fold")
     for row in grid.rows[:LINES]:
         table.add_row(*(_cell(str(row[number])) for number in columns))
     console.print(table)

@@ -17,17 +17,20 @@ def thinned(series: Series) -> Series:
     count = len(series.steps)
     if count <= SHARED + 2 * BUCKETS:
         return series
-    kept = numpy.concatenate([_grid(series.steps), _extremes(series.values), [0, count - 1]])
-    places = numpy.unique(kept)
+    kept = numpy.zeros(count, dtype=bool)
+    kept[_grid(series.steps)] = True
+    kept[_extremes(series.values)] = True
+    kept[[0, count - 1]] = True
+    places = numpy.flatnonzero(kept)
     return Series(series.steps[places], series.values[places])
 
 
 def _grid(steps: numpy.ndarray) -> numpy.ndarray:
-    """Places of the steps that a power of two divides; by place where such steps are too few."""
+    """Where the steps are that a power of two divides; by place where such steps are too few."""
     divisor = 1
-    while len(found := numpy.flatnonzero(steps % divisor == 0)) > SHARED:
+    while numpy.count_nonzero(found := steps & (divisor - 1) == 0) > SHARED:
         divisor *= 2
-    if len(found) >= SHARED // 8:
+    if numpy.count_nonzero(found) >= SHARED // 8:
         return found
     stride = 1
     while len(steps) > SHARED * stride:
