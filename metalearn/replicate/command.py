@@ -33,7 +33,7 @@ def replicate(
     plans = {name: load(name, seeds, tier) for name in names}
     if not any(plans.values()):
         raise UserError(
-            "replicate: name a recipe, e.g. quickstart; metalearn list recipes shows all, --list results"
+            "replicate: NAME is missing, e.g. quickstart; metalearn list recipes shows all, --list results"
         )
     everything = merged(
         job for group in plans.values() for plan in group for job in _checked(plan, overrides, runs)
