@@ -41,7 +41,9 @@ def by_arrow(data: bytes) -> dict[str, Series] | None:
         return None
     every = steps.to_numpy()
     columns = ((name, table.column(name)) for name in names if name != "step")
-    return {name: _series(every, column) for name, column in columns if column.null_count < count}
+    found = {name: _series(every, column) for name, column in columns if column.null_count < count}
+    # json alone says which spellings of what is not finite are numbers
+    return found if all(numpy.isfinite(series.values).all() for series in found.values()) else None
 
 
 def by_json(data: bytes) -> dict[str, Series]:
