@@ -5,6 +5,7 @@ A counter tells of whole devices: what else ran on them is in it. Nothing here t
 
 import contextlib
 import importlib
+import os
 import subprocess
 import threading
 import time
@@ -169,6 +170,8 @@ def meter(gpus: Sequence[str], powercap: Path = POWERCAP, nvml: Any = None) -> M
 
     `nvml`: the module pynvml; None: the installed one, if there is one.
     """
+    if _local_processes() < int(os.environ.get("WORLD_SIZE", "1")):
+        return Meter([], "the run is on several machines, of which one alone could be read")
     counters: list[Counter] = []
     if gpus:
         counter = _of_gpus(gpus, nvml)
@@ -186,13 +189,16 @@ def meter(gpus: Sequence[str], powercap: Path = POWERCAP, nvml: Any = None) -> M
 
 def gpus() -> list[str]:
     """The UUIDs of the GPUs that the processes of this run on this machine use."""
-    import os
-
     import torch
 
-    count = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    count = _local_processes()
     first = torch.cuda.current_device() if count == 1 else 0
-    return [f"GPU-{torch.cuda.get_device_properties(first + number).uuid}" for number in range(count)]
+    properties = [torch.cuda.get_device_properties(first + number) for number in range(count)]
+    return [f"GPU-{getattr(found, 'uuid', 'unknown')}" for found in properties]
+
+
+def _local_processes() -> int:
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def _of_gpus(identities: Sequence[str], nvml: Any) -> Counter | None:

@@ -123,7 +123,7 @@ def test_the_list_on_a_terminal_and_in_a_pipe(found, capsys, monkeypatch, tmp_pa
     monkeypatch.setenv("COLUMNS", "100")
     if terminal:
         monkeypatch.setenv("FORCE_COLOR", "1")
-        monkeypatch.setenv("TERM", "dumb")
+        monkeypatch.setenv("TERM", "xterm")
     listing.show([], tmp_path, False)
     shown = capsys.readouterr().out
     if not terminal:

@@ -61,6 +61,15 @@ def test_what_cannot_be_read_says_why(powercap, tmp_path):
     assert "left to root" in str(meter.note["reason"])
 
 
+def test_one_machine_of_several_is_not_taken_for_all(powercap, monkeypatch):
+    tree = powercap(rapl_0=("package-0", 1))
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert "several machines" in str(energy.meter([], tree).note["reason"])
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert energy.meter([], tree).joules() == 0
+
+
 def test_a_counter_that_vanishes_ends_the_measurement_alone(powercap):
     tree = powercap(rapl_0=("package-0", 1))
     meter = energy.meter([], tree)

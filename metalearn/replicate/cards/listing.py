@@ -72,7 +72,8 @@ def _tables(found: Sequence[Line], console: "Console") -> None:
         title = f"{entry.place}: {entry.table.title}, {unit} ({lower} is better)"
         grid = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=Text(title), title_justify="left")
         for name in ("row", "published", "ours", "seeds", "verdict", "cost of plan"):
-            grid.add_column(name, justify="right" if name in ("published", "ours", "seeds") else "left")
+            number = name in ("published", "ours", "seeds")
+            grid.add_column(name, justify="right" if number else "left", no_wrap=number)
         for line in members:
             ours = [f"{tier} {line.figure(tier)}" for tier in TIERS if line.figure(tier) != "-"]
             cells = (line.entry.name, line.entry.printed, "\n".join(ours) or "-", line.seeds)
