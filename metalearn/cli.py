@@ -20,6 +20,7 @@ COMMANDS = {
     "diagnose": "hold hypergradient estimators against the exact one: bias, variance, time, memory",
     "report": "write report.md and report.html for finished or running runs",
     "compare": "several runs: what differs, how they ended, their curves",
+    "publish": "upload runs to W&B, and build a W&B report of their comparison",
     "export": "take the result out of a run: genotype, weights, optimizer",
     "sample": "generate from a run's checkpoint: text, handwriting, translations",
     "list": "tasks, networks, methods, hypergradients, rules, mixtures, recipes, problems or runs",
@@ -79,6 +80,7 @@ def _dispatch(arguments: list[str]) -> int:
         "diagnose": _diagnose,
         "report": _report,
         "compare": _compare,
+        "publish": _publish,
         "export": _export,
         "sample": _sample,
         "list": _list,
@@ -225,6 +227,22 @@ def _compare(arguments: list[str]) -> int:
     return 0
 
 
+def _publish(arguments: list[str]) -> int:
+    parser = _parser("publish", "What was sent before is left out. No other command sends what is here.")
+    parser.add_argument(
+        "runs", nargs="+", type=Path, metavar="RUN", help="run directories, or folders that hold some"
+    )
+    parser.add_argument("--project", help="at W&B (default: what the runs' configuration names)")
+    parser.add_argument("--entity", help="user or team at W&B (default: the runs' own, then the key's)")
+    parser.add_argument("--report", metavar="TITLE", help="also build a report; needs the extra reports")
+    parser.add_argument("--dry-run", action="store_true", help="say what would be sent, and send nothing")
+    options = parser.parse_intermixed_args(arguments)
+    from metalearn.compare.publish import Request, publish
+
+    publish(Request(options.runs, options.project, options.entity, options.report, options.dry_run))
+    return 0
+
+
 def _export(arguments: list[str]) -> int:
     parser = _parser("export", "Writes RUN/export/ from the run's checkpoint.")
     parser.add_argument("run", type=Path, metavar="RUN")
@@ -285,7 +303,8 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser(command: str, text: str) -> argparse.ArgumentParser:
-    return _Parser(prog=f"metalearn {command}", description=f"{COMMANDS[command].capitalize()}. {text}")
+    about = COMMANDS[command]
+    return _Parser(prog=f"metalearn {command}", description=f"{about[0].upper()}{about[1:]}. {text}")
 
 
 def _integers(text: str) -> list[int]:
