@@ -125,7 +125,7 @@ def test_the_list_on_a_terminal_and_in_a_pipe(found, capsys, monkeypatch, tmp_pa
         monkeypatch.setenv("FORCE_COLOR", "1")
         monkeypatch.setenv("TERM", "xterm")
     listing.show([], tmp_path, False)
-    shown = capsys.readouterr().out
+    shown = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
     if not terminal:
         header, first, _ = (row.split("\t") for row in shown.splitlines())
         assert dict(zip(header, first, strict=True))["verdict"] == "reproduced; ordering reproduced"
