@@ -1,6 +1,8 @@
 """Drives a sweep: asks the strategy, gives runs to the executor, tells their values."""
 
+import math
 import shlex
+import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +15,8 @@ from metalearn.sweep.jobs import Result, look, metrics_of
 from metalearn.sweep.strategy import Ask, Strategy
 from metalearn.sweep.trials import Trial
 from metalearn.work import Outcome
+
+SAVED_EVERY = 1.0  # seconds: a thousand short jobs do not wait for the disk
 
 
 class Run(NamedTuple):
@@ -50,14 +54,19 @@ class Engine:
 
     def run(self, executor: Executor) -> None:
         """Until nothing is left to do. Raises UserError if a search has nothing to go by."""
-        while True:
-            self._fill(executor)
-            if not self._running:
-                break
-            for job, outcome in executor.ended():
-                self._end(self._running.pop(job.folder), outcome)
-                self._save(self.trials)
-        self._save(self.trials)
+        saved = -math.inf
+        try:
+            while True:
+                self._fill(executor)
+                if not self._running:
+                    return
+                for job, outcome in executor.ended():
+                    self._end(self._running.pop(job.folder), outcome)
+                if time.monotonic() - saved >= SAVED_EVERY:
+                    self._save(self.trials)
+                    saved = time.monotonic()
+        finally:
+            self._save(self.trials)
 
     def _fill(self, executor: Executor) -> None:
         while len(self._running) < executor.width:
