@@ -41,7 +41,7 @@ class Block(NamedTuple):
 @functools.cache
 def blocks(page: Path) -> list[Block]:
     found = re.findall(r"^```([^\n]*)\n(.*?)^```$", page.read_text("utf-8"), re.MULTILINE | re.DOTALL)
-    return [Block(*(info.split(None, 1) + [""])[:1], info.split()[1:], text) for info, text in found]
+    return [Block(info.partition(" ")[0], info.split()[1:], text) for info, text in found]
 
 
 @functools.cache
@@ -75,7 +75,7 @@ def test_named_files_exist(page):
     names = {path.name for path in (ROOT / "tests").rglob("*.py")}
     own = {Path(block.file).name for block in blocks(page) if block.file}
     for code in re.findall(r"`([^`\n]+)`", prose(page)):
-        if re.fullmatch(rf"({PARTS})/[\w./]+", code):
+        if re.fullmatch(rf"({PARTS})/[\w./]+", code) and not re.search(r"NAME|\.\.", code):
             assert list(ROOT.glob(code.rstrip("/") + "*")), f"{page.name}: {code}"
         elif re.fullmatch(r"test_\w+\.py", code):
             assert code in names | own, f"{page.name}: {code}"
@@ -96,11 +96,8 @@ def commands(page: Path) -> list[list[str]]:
     typed += re.findall(r"`((?:uv run |python -m [^`]*-m )?metalearn [^`\n]+)`", prose(page))
     found = []
     for line in typed:
-        said = re.match(
-            r"(?:.*?\s)?metalearn ((?:train|replicate|diagnose|report|compare|publish|export|sample|list)\b.*)",
-            line,
-        )
-        if said is None or "..." in line or "NAME" in line or re.search(r"\[(--| )|…", line):
+        said = re.match(rf"(?:.*?\s)?metalearn ((?:{'|'.join(cli.COMMANDS)})\s.+)", line)
+        if said is None or re.search(r"\.\.\.|…|\b(NAME|PLAN|TIER|KEY|PATH|GROUP)\b|\[(--| )", line):
             continue
         words = shlex.split(re.sub(r"\s2>&1.*|\s\|\s.*|;.*", "", said[1]), comments=True)
         found.append(words)
