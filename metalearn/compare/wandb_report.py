@@ -111,4 +111,4 @@ def _line(cells: Any) -> str:
 
 
 def _text(cell: Any) -> str:
-    return str(cell).replace("|", "\\|").replace("<", "&lt;").replace("\n", "<br>")
+    return str(cell).replace("|", "\\|").replace("<", "&lt;").replace("\n", "; ")

@@ -129,10 +129,13 @@ def test_logarithmic_axes_zoom_single_runs_and_reading(browser, page):
     before = browser.evaluate("document.querySelector('#chart path.mean').getAttribute('d')")
     browser.click("#log-y")
     browser.click("#log-x")
-    ticks = browser.texts("#chart g text")
-    assert {"0.5", "1", "2", "20", "50", "100"} <= set(browser.evaluate(
-        "[...document.querySelectorAll('#chart g text')].map((e) => e.textContent)"
-    )), ticks  # fmt: skip
+    ticks = {text: place for text, *place in browser.evaluate(
+        "[...document.querySelectorAll('#chart g text')].map((e) => [e.textContent, +e.getAttribute('x'),"
+        " +e.getAttribute('y')])"
+    )}  # fmt: skip
+    up, across = 1, 0
+    assert ticks["0.5"][up] - ticks["1"][up] == pytest.approx(ticks["1"][up] - ticks["2"][up])  # halves
+    assert ticks["50"][across] - ticks["20"][across] > ticks["100"][across] - ticks["50"][across] > 0
     assert browser.evaluate("document.querySelector('#chart path.mean').getAttribute('d')") != before
     assert "Steps of 0 have no place" in browser.texts("#drawn")[0]
     assert "NaN" not in browser.evaluate("document.getElementById('chart').innerHTML")

@@ -31,7 +31,7 @@ def test_runs_and_their_report_arrive_once(fake, publish, make_run):
     assert ("toy/rates", "train", "metalearn", "me") in about
     (view,) = [variables for name, variables in fake.asked if name == "upsertView"]
     assert view["displayName"] == "Rates <b>"
-    for words in ("Paired tests", "| 3.1 ± 1.0<br>", "toy/rates", "r0.1_s0", "learning_rate=0.1 beats"):
+    for words in ("Paired tests", "| 3.0 ± 1.0; 0.5159 to 5.484 |", "toy/rates", "r0.1_s0", "| better |"):
         assert words in view["spec"], words
     assert '"viewType":"Run History Line Plot"' in view["spec"]
 
@@ -147,7 +147,7 @@ def test_tables_are_markdown():
     assert markdown(grid).splitlines() == [
         "| a | b |",
         "| --- | ---: |",
-        "| x\\|y | 1 ± 2<br>0 to 2 |",
+        "| x\\|y | 1 ± 2; 0 to 2 |",
         "| &lt;b> | - |",
     ]
 
