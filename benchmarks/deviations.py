@@ -157,9 +157,14 @@ def page(result: Mapping[str, Any], facts: Mapping[str, str]) -> str:
     ]
     lines += [f"- {found['metric']}: {found['statement']}" for found in result["claims"]]
     lines += [f"- {variant}: {text}" for variant, text in result["lost"].items()]
-    common = " ".join([f"recipe={result['setup']['recipe']}", *result["setup"].get("overrides", [])])
-    lines += ["", f"All variants: `{common}`", ""] + [f"{key}: {value}  " for key, value in facts.items()]
-    return "\n".join(lines) + "\n"
+    lines += ["", f"All variants: `{_command(result['setup'])}`", ""]
+    if "then" in result["setup"]:
+        lines += [f"Then, of each: `{_command(result['setup']['then'])}`", ""]
+    return "\n".join([*lines, *(f"{key}: {value}  " for key, value in facts.items())]) + "\n"
+
+
+def _command(run: Mapping[str, Any]) -> str:
+    return " ".join([f"recipe={run['recipe']}", *run.get("overrides", [])])
 
 
 def _cell(values: Values) -> str:
