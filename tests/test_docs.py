@@ -139,15 +139,18 @@ def test_options_of_training_commands_exist(words):
 
 @pytest.mark.slow
 def test_training_commands_compose():
-    """Every one that trains, with its own checks; a sweep by its first values."""
+    """Every one that trains, with its own checks; a sweep is read to its points."""
     from metalearn.launch import checked
+    from metalearn.sweep.reading import read
 
     cli.register_all()
     for words in (list(words[1:]) for words in COMMANDS if words[0] == "train"):
-        if "--config-dir" in words or "-sc" in words or "-m" in words:
-            continue  # a sweep's are read by test_sweeps_are_read
-        overrides = [word for word in words if "=" in word]
-        checked(overrides)
+        if "--config-dir" in words or "-sc" in words:
+            continue
+        if "-m" in words:
+            assert read([word for word in words if word not in ("-m", "--dry-run")]).space is not None
+        else:
+            checked([word for word in words if "=" in word])
 
 
 @functools.cache
@@ -186,7 +189,9 @@ def test_quoted_messages_are_in_the_source(message):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("message", "words"), [(m, w) for m, w in MESSAGES if w], ids=lambda value: " ".join(value)[:60]
+    ("message", "words"),
+    [(m, w) for m, w in MESSAGES if w],
+    ids=lambda value: value[:40] if isinstance(value, str) else "by command",
 )
 def test_quoted_messages_are_what_a_command_says(message, words, metalearn):
     assert words[0] == "metalearn"
@@ -230,6 +235,7 @@ def test_code_runs(page, tmp_path):
             script.append(f"python -c {shown}" if block.language == "python" else block.text)
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     environment = {key: value for key, value in environment.items() if not key.startswith("PYTEST")}
+    environment["WANDB_MODE"] = "disabled"  # its service takes seconds to start
     ran = subprocess.run(
         ["bash", "-c", "\n".join(script)],
         cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
