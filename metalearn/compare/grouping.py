@@ -83,7 +83,7 @@ def labels(groups: Sequence[Sequence[Entry]], keys: Sequence[str], alone: str) -
     table = [[text(config[key]) if key in config else "-" for key in keys] for config in configs]
     needed = _needed(table)
     heads, columns = short(keys), list(zip(*table, strict=True))
-    told = {place: _apart(columns[place]) for place in needed}
+    told = {place: apart(columns[place]) for place in needed}
     return [
         ", ".join(f"{heads[keys[place]]}={told[place][row]}" for place in needed if table[row][place] != "-")
         for row in range(len(table))
@@ -121,7 +121,7 @@ def _needed(table: Sequence[Sequence[str]]) -> list[int]:
     return kept
 
 
-def _apart(values: Sequence[str]) -> list[str]:
+def apart(values: Sequence[str]) -> list[str]:
     """Paths without the folders that all of them begin and end with."""
     paths = [value.split("/") for value in values if "/" in value]
     if len(paths) < 2 or len(set(map(tuple, paths))) < 2:

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 
-from metalearn.compare.grouping import short
+from metalearn.compare.grouping import apart, short
 from metalearn.compare.model import Comparison, Estimate, Group
 from metalearn.compare.pairs import probability
 from metalearn.report.numbers import duration, measured, plain
@@ -24,7 +24,7 @@ def overview(comparison: Comparison, full: bool = True) -> Grid:
     header = [
         "configuration", *(heads[key] for key in shown), "runs", *(["seeds"] if full else []),
         *(head(metric, kind) for metric, kind in columns),
-        "parameters", "time a run", *(["energy a run"] if energy else []),
+        "parameters", *(["time a run", "energy a run"] if full else ["time", "energy"])[: 1 + energy],
     ]  # fmt: skip
     rows = [
         [
@@ -88,9 +88,10 @@ def watt_hours(group: Group) -> str:
 def options(comparison: Comparison) -> Grid | None:
     """What the labels leave out of the differences; None where they tell all."""
     heads = short(comparison.keys)
+    columns = {key: apart([group.options.get(key, "") for group in comparison.groups]) for key in heads}
     rows = [
-        [group.label, ", ".join(f"{heads[key]}={value}" for key, value in group.options.items())]
-        for group in comparison.groups
+        [group.label, ", ".join(f"{heads[key]}={columns[key][place]}" for key in group.options)]
+        for place, group in enumerate(comparison.groups)
     ]
     return Grid(["configuration", "differs in"], rows) if any(label != told for label, told in rows) else None
 
@@ -118,7 +119,7 @@ def wrapped(grid: Grid, width: int, fixed: int = 1) -> list[Sequence[int]]:
     sizes = [_size(grid, number) for number in range(len(grid.header))]
     sizes[0] = min(sizes[0], width // 3)
     first, parts = list(range(fixed)), [[]]
-    room = width - sum(sizes[number] + 3 for number in first)
+    room = width - 1 - sum(sizes[number] + 3 for number in first)
     left = room
     for number in range(fixed, len(sizes)):
         if sizes[number] + 3 > left and parts[-1]:
@@ -129,11 +130,11 @@ def wrapped(grid: Grid, width: int, fixed: int = 1) -> list[Sequence[int]]:
     return [[*first, *part] for part in parts]
 
 
+def broken(name: str) -> str:
+    """A column's name in two lines where it tells the kind."""
+    return name.replace(" (best)", "\n(best)")
+
+
 def _size(grid: Grid, column: int) -> int:
-    cells = [str(row[column]) for row in grid.rows]
-    return max(len(line) for text in [*_words(grid.header[column]), *cells] for line in text.split("\n"))
-
-
-def _words(name: str) -> list[str]:
-    """What a column's name breaks into."""
-    return name.split(" ")
+    cells = [broken(grid.header[column]), *(str(row[column]) for row in grid.rows)]
+    return max(len(line) for text in cells for line in text.split("\n"))

@@ -4,7 +4,7 @@ import sys
 from typing import Any
 
 from metalearn.compare.model import Comparison, Group, Pair
-from metalearn.compare.table import RULE, kinds, options, overview, wrapped
+from metalearn.compare.table import RULE, broken, kinds, options, overview, wrapped
 from metalearn.report.page import Grid
 from metalearn.report.terminal import COLOURS
 
@@ -16,12 +16,15 @@ TESTS = 12  # sentences
 def show(comparison: Comparison) -> None:
     """Tables, tests, differences and notices; where stdout is no terminal, values with tabs between them."""
     from rich.console import Console
+    from rich.text import Text
 
     console = Console(highlight=False)
     if not console.is_terminal:
         for line in lines(comparison):
             sys.stdout.write("\t".join(line) + "\n")
         console = Console(highlight=False, stderr=True, width=WIDTH, soft_wrap=True)
+        for metric, stamp in comparison.stamps.items():
+            console.print(Text(f"{metric}: {stamp}", style="bold yellow"))
     else:
         _tables(console, comparison)
     _sentences(console, comparison)
@@ -32,7 +35,16 @@ def lines(comparison: Comparison) -> list[list[str]]:
     columns = [(metric, kind) for metric in comparison.metrics for kind in kinds(comparison, metric)]
     parts = ("", " deviation", " low", " high", " runs")
     heads = [f"{metric}{' best' * (kind == 'best')}{part}" for metric, kind in columns for part in parts]
-    first = ["configuration", *comparison.keys, "runs", "finished", *heads, "parameters", "seconds"]
+    first = [
+        "configuration",
+        *comparison.keys,
+        "runs",
+        "finished",
+        *heads,
+        "parameters",
+        "seconds",
+        "comparable",
+    ]
     return [first, *(_line(comparison, group, columns) for group in comparison.groups)]
 
 
@@ -49,7 +61,17 @@ def _line(comparison: Comparison, group: Group, columns: list[tuple[str, str]]) 
     finished = sum(entry.state == "finished" for entry in group.entries)
     options = [group.options.get(key, "") for key in comparison.keys]
     seconds = "" if group.seconds is None else f"{group.seconds:.3f}"
-    return [group.label, *options, str(len(group.entries)), str(finished), *values, group.parameters, seconds]
+    comparable = "yes" if all(entry.comparable for entry in group.entries) else "no"
+    return [
+        group.label,
+        *options,
+        str(len(group.entries)),
+        str(finished),
+        *values,
+        group.parameters,
+        seconds,
+        comparable,
+    ]
 
 
 def _values(group: Group, metric: str, kind: str) -> list[str]:
@@ -82,7 +104,7 @@ def _table(console: Any, grid: Grid, columns: Any, title: str) -> None:
     )  # fmt: skip
     for number in columns:
         justify = "right" if number in grid.numeric else "left"
-        table.add_column(Text(str(grid.header[number])), justify=justify, overflow="fold")
+        table.add_column(Text(broken(str(grid.header[number]))), justify=justify, overflow="fold")
     for row in grid.rows[:LINES]:
         table.add_row(*(_cell(str(row[number])) for number in columns))
     console.print(table)
