@@ -199,6 +199,64 @@ def test_a_preempted_job_makes_its_checkpoint_and_is_queued_again(tmp_path, monk
     assert queued == [True]
 
 
+@pytest.fixture
+def slurm(tmp_path, monkeypatch):
+    """The commands of SLURM by stand-ins; the scripts that were submitted."""
+    programs, jobs = tmp_path / "bin", tmp_path / "jobs"
+    programs.mkdir()
+    jobs.mkdir()
+    for name in ("sbatch", "srun", "sacct", "scancel"):
+        line = f'exec {sys.executable} {HERE}/fake_slurm.py {name} "$@"'
+        (programs / name).write_text(f"#!/bin/sh\n{line}\n")
+        (programs / name).chmod(0o755)
+    monkeypatch.setenv("PATH", os.pathsep.join([str(programs), os.environ["PATH"]]))
+    monkeypatch.setenv("FAKE_SLURM", str(jobs))
+    return lambda: [script.read_text() for script in sorted(jobs.glob("*.sh"))]
+
+
+@pytest.mark.slow
+def test_what_slurm_is_asked_for(slurm, tmp_path):
+    """By stand-ins of its commands: one array for the jobs that start together, with all that they need."""
+    places = {
+        "partition": "gpu",
+        "account": "lab",
+        "qos": "low",
+        "constraint": "a100",
+        "gpus": 2,
+        "memory": 8,
+    }
+    given = options("slurm", jobs=2, array_parallelism=7, setup=["module load cuda"], warning=30, **places)
+    with build_executor(given, tmp_path / "sweep", small) as executor:
+        found = outcomes(executor, [job("finish", tmp_path), job("fail", tmp_path)])
+    assert {name: outcome.state for name, outcome in found.items()} == {
+        "finish": "finished",
+        "fail": "failed",
+    }
+    (script,) = slurm()
+    flags = (
+        "partition=gpu account=lab qos=low constraint=a100 gpus-per-node=2 cpus-per-task=4 mem=8GB time=240"
+    )
+    for flag in [*flags.split(), "signal=USR2@30", "array=0-1%2"]:
+        assert f"#SBATCH --{flag}\n" in script
+    assert "module load cuda\n" in script
+
+
+@pytest.mark.slow
+def test_a_job_that_a_killed_sweep_left_in_the_queue_is_taken_up(slurm, tmp_path):
+    last = job("last", tmp_path)
+    killed = build_executor(options("slurm"), tmp_path / "sweep", small)
+    killed.start(last)
+    killed._submit()
+    with build_executor(options("slurm"), tmp_path / "sweep", small) as executor:
+        executor.start(last)
+        executor._submit()
+        until = time.monotonic() + 30
+        while not (last.folder / "begun").exists() and time.monotonic() < until:
+            time.sleep(0.05)
+    assert len(slurm()) == 1
+    assert (last.folder / "checkpoint").read_text() == str(int(signal.SIGTERM))
+
+
 @pytest.mark.slow
 def test_submitit_starts_a_preempted_job_again(tmp_path):
     """The first start is warned by SIGUSR2, the second finds what it left; the sweep sees one job."""
