@@ -103,7 +103,7 @@ def launch(arguments: list[str]) -> int:
         raise UserError(f"{DRY}: says what a sweep would run; add -m")
     if sweep and not any(argument.startswith(LOOKS) for argument in others):
         return _sweep(others, DRY in arguments)
-    sys.argv = [sys.argv[0], *sweep, *others]  # Hydra takes no overrides on both sides of -m
+    sys.argv = [sys.argv[0], *(_common(others) if sweep else others)]
     failures: list[Exception] = []
 
     def job(composed: DictConfig) -> None:
@@ -140,6 +140,20 @@ def _sweep(arguments: Sequence[str], dry: bool) -> int:
 
     with explained(arguments):
         return sweep(arguments, dry)
+
+
+def _common(arguments: Sequence[str]) -> list[str]:
+    """What the jobs of a sweep share, for Hydra to show: it takes neither -m with --cfg nor split overrides."""
+    from metalearn.sweep.space import parse
+
+    lines = [line for line in arguments if "=" in line and not line.startswith("-")]
+    with explained(lines):
+        shared = [
+            line
+            for line, override in zip(lines, parse(lines), strict=True)
+            if not override.is_sweep_override()
+        ]
+    return [*(argument for argument in arguments if argument not in lines), *shared]
 
 
 def _refuse_sweep(overrides: Sequence[str]) -> None:

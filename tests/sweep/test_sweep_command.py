@@ -95,6 +95,13 @@ def test_what_is_swept_may_stand_in_a_file_and_the_command_line_wins(launch):
 
 
 @pytest.mark.slow
+def test_the_configuration_that_all_jobs_share_is_shown(metalearn, capfd):
+    code, _, _ = metalearn("train", "-m", "task=two_moons", "--cfg", "job", LOG, "sweep=tpe", "seed=0,1")
+    assert code == 0
+    assert "strategy: tpe" in capfd.readouterr().out
+
+
+@pytest.mark.slow
 def test_a_metric_that_no_run_gives_ends_a_search_at_its_first_run(launch):
     with pytest.raises(UserError, match=r"got valid/error, which .* does not give; it has: valid/loss"):
         launch("sweep=random", LOG, "sweep.metric=valid/error")
