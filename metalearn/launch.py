@@ -143,7 +143,7 @@ def _sweep(arguments: Sequence[str], dry: bool) -> int:
 
 
 def _common(arguments: Sequence[str]) -> list[str]:
-    """What the jobs of a sweep share, for Hydra to show: it takes neither -m with --cfg nor split overrides."""
+    """What the jobs of a sweep share, for Hydra to show; it takes no -m with --cfg, nor split overrides."""
     from metalearn.sweep.space import parse
 
     lines = [line for line in arguments if "=" in line and not line.startswith("-")]

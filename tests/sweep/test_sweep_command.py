@@ -95,10 +95,11 @@ def test_what_is_swept_may_stand_in_a_file_and_the_command_line_wins(launch):
 
 
 @pytest.mark.slow
-def test_the_configuration_that_all_jobs_share_is_shown(metalearn, capfd):
-    code, _, _ = metalearn("train", "-m", "task=two_moons", "--cfg", "job", LOG, "sweep=tpe", "seed=0,1")
+def test_the_configuration_that_all_jobs_share_is_shown(metalearn):
+    code, out, _ = metalearn("train", "-m", "task=two_moons", "--cfg", "job", LOG, "sweep=tpe", "seed=0,1")
     assert code == 0
-    assert "strategy: tpe" in capfd.readouterr().out
+    assert "strategy: tpe" in out
+    assert "name: two_moons" in out
 
 
 @pytest.mark.slow
