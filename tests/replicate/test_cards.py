@@ -281,3 +281,37 @@ def test_a_replication_leaves_its_card_also_when_it_is_stopped(monkeypatch, plan
         command.replicate(["toy/plan"], [], None, 1, folder)
     assert card.read(folder / "toy/plan/cpu/card.json").finished
     assert library.begun(folder)[0].places[0].folder == folder / "toy/plan/cpu/control_seed0"
+
+
+@pytest.mark.slow
+def test_a_replication_ends_with_a_card_and_its_status(metalearn, tmp_path):
+    budget = ["train.steps=4", "train.log_every=2", "train.evaluate_every=4", "train.test=false"]
+    small = [
+        *budget,
+        "network.units=8",
+        "task.batch=2",
+        "task.time=8",
+        "task.evaluation_batch=200",
+        "machine=cpu",
+        "log=none",
+    ]
+    command = ["replicate", "quickstart/hyperlstm_python_docs_lstm", "--seeds", "0,1", "--jobs", "1", *small]
+    assert metalearn(*command)[0] == 0
+    home = tmp_path / "runs" / "quickstart" / "hyperlstm_python_docs_lstm"
+    made = card.read(home / "card.json")
+    (row,) = made.rows
+    for seed in (0, 1):
+        rows = map(json.loads, (home / f"run_seed{seed}" / "metrics.jsonl").read_text().splitlines())
+        assert [values[row.metric] for values in rows if row.metric in values] == [row.values[seed]]
+    assert (made.runs, made.seeds, made.finished) == ({"finished": 2}, [0, 1], True)
+    assert made.seconds > 0
+    assert made.provenance["energy"]["joules"] or made.provenance["energy"]["reason"]
+    assert made.provenance["command"].endswith("task.evaluation_batch=200 machine=cpu")
+    assert str(tmp_path) not in (home / "card.json").read_text()
+
+    code, out, _ = metalearn("replicate", "--status")
+    assert (code, out) == (0, "quickstart/hyperlstm_python_docs_lstm: 2 runs, 2 finished\n")
+    assert metalearn(*command)[0] == 0
+    assert card.read(home / "card.json") == made, "nothing was run again"
+    code, _, err = metalearn("replicate", "--status", "train.steps=4")
+    assert (code, "train.steps=4 is for runs" in err) == (2, True)
