@@ -1,5 +1,6 @@
 """What `sweep=NAME` and `sweep.KEY=VALUE` may say."""
 
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -87,6 +88,8 @@ def options_of(values: dict[str, Any]) -> SweepOptions:
     options = checked(STRATEGIES[strategy], values, "sweep.")
     if options.goal not in (None, "min", "max"):
         raise UserError(f"sweep.goal: got {options.goal!r}, must be min, max or null (train.goal)")
+    if options.name is not None and not re.fullmatch(r"[\w=+-][\w.=+-]*", options.name):
+        raise UserError(f"sweep.name: got {options.name!r}, must be letters, digits and any of . _ - = +")
     if options.seeds is not None and (not options.seeds or len(set(options.seeds)) < len(options.seeds)):
         raise UserError(f"sweep.seeds: got {options.seeds}, must be different numbers, or null")
     if options.metric is not None and options.metric.startswith("test/"):

@@ -165,6 +165,14 @@ def test_only_the_best_of_a_rung_go_on():
     assert brackets.steps(9) == 9 * 1 + 3 * 2 + 1 * 6
 
 
+def test_a_rung_stays_empty_rather_than_take_what_diverged_or_failed():
+    brackets = Brackets([[Rung(4, 1), Rung(2, 2)]], [(f"a={number}",) for number in range(4)], "max")
+    for value in (-math.inf, None, 1.0, -math.inf):
+        brackets.tell(brackets.ask(), value)
+    assert brackets.ask() == (2, ("a=2",), None)
+    assert brackets.ask() is None
+
+
 def test_a_rung_waits_for_all_of_the_one_before():
     brackets = Brackets([[Rung(2, 1), Rung(1, 2)]], [("a=0",), ("a=1",)], "max")
     first, second = brackets.ask(), brackets.ask()

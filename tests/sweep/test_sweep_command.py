@@ -57,6 +57,7 @@ MISTAKES = [
     (["sweep=tpe"], "nothing is swept"),
     (["sweep=tpe", LOG, "train.evaluate_every=0"], "never measured"),
     (["sweep=tpe", LOG, "train.monitor=null"], "needs a metric"),
+    (["sweep.name=../x", RATES], "sweep.name: got '../x'"),
     (["sweep=bohb", RATES], "no sweep is called 'bohb'; choose one of"),
     (["sweep.trial=3", RATES], "sweep.trial: no such option"),
     (["sweep=tpe", "sweep.trials=0", LOG], "sweep.trials: got 0"),
