@@ -4,7 +4,7 @@ Through W&B's own wandb-workspaces (extra `reports`); tested against a local fak
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from metalearn.compare.model import Comparison, Group
 from metalearn.compare.pairs import RULE as TESTED
@@ -63,15 +63,18 @@ def blocks(comparison: Comparison, entity: str, project: str) -> list[Any]:
 
     plots = [_plot(metric, place) for place, metric in enumerate(comparison.curved[:PLOTS])]
     sets = [_run_set(group, entity, project) for group in comparison.groups[:SETS]]
-    tested = tests(comparison)
-    notices = [*comparison.notices, *(f"{metric}: {stamp}" for metric, stamp in comparison.stamps.items())]
+    tested, words = tests(comparison), cast("list[Any]", list(comparison.words))
+    notices: list[Any] = [
+        *comparison.notices,
+        *(f"{metric}: {stamp}" for metric, stamp in comparison.stamps.items()),
+    ]
     return [
         wr.TableOfContents(),
         *([wr.UnorderedList(items=notices)] if notices else []),
         wr.H2("Results"), wr.MarkdownBlock(markdown(overview(comparison))), wr.P(RULE),
         *([wr.H2("Curves"), wr.PanelGrid(runsets=sets, panels=plots)] if plots else []),
         *([wr.H2("Paired tests"), wr.MarkdownBlock(markdown(tested)), wr.P(TESTED)] if tested else []),
-        *([wr.H2("Differences"), wr.UnorderedList(items=list(comparison.words))] if comparison.words else []),
+        *([wr.H2("Differences"), wr.UnorderedList(items=words)] if comparison.words else []),
     ]  # fmt: skip
 
 

@@ -138,7 +138,7 @@ def _pair(pair: Pair) -> dict[str, Any]:
         "difference": number(claim.difference),
         "text": difference,
         "probability": number(pair.probability),
-        "seeds": ", ".join(map(str, claim.seeds)),
+        "basis": pair.basis,
     }
 
 

@@ -3,16 +3,21 @@ const FIRST = 200; // tests shown until a filter asks for others
 
 const TESTS = [
   { id: "metric", title: "metric", value: (pair) => pair.metric, cell: (pair) => [pair.kind === "best" ? `${pair.metric} (best)` : pair.metric, stamped(pair)] },
-  { id: "first", title: "first", kind: "value", value: (pair) => pair.first, cell: (pair) => soft(pair.first) },
-  { id: "second", title: "second", kind: "value", value: (pair) => pair.second, cell: (pair) => soft(pair.second) },
-  { id: "verdict", title: "first is", value: (pair) => pair.verdict, cell: (pair) => [make("span", { class: `badge ${pair.verdict}` }, pair.verdict === "none" ? "no claim" : pair.verdict)] },
+  { id: "first", title: "baseline", kind: "value", value: (pair) => pair.first, cell: (pair) => soft(pair.first) },
+  { id: "second", title: "configuration", kind: "value", value: (pair) => pair.second, cell: (pair) => soft(pair.second) },
+  { id: "verdict", title: "baseline is", value: (pair) => pair.verdict, cell: (pair) => [make("span", { class: `badge ${pair.verdict}` }, pair.verdict === "none" ? "no claim" : pair.verdict)] },
   { id: "difference", title: "difference", number: true, kind: "number", value: (pair) => pair.difference, cell: (pair) => [pair.text || "-"] },
   { id: "probability", title: "p", number: true, kind: "number", value: (pair) => pair.probability, cell: (pair) => [pair.probability === null ? "-" : plain(pair.probability)] },
-  { id: "seeds", title: "seeds", value: (pair) => pair.seeds, cell: (pair) => [pair.seeds || "-"] },
-  { id: "statement", title: "in words", kind: "wide", value: (pair) => pair.statement, cell: (pair) => soft(pair.statement) },
+  { id: "basis", title: "basis", value: (pair) => pair.basis, cell: (pair) => [pair.basis || pair.statement] },
 ];
 
 const stamped = (pair) => (data.stamps[pair.metric] ? make("span", { class: "small" }, data.stamps[pair.metric]) : "");
+
+// Where all tests have the same baseline it is told once.
+function testColumns() {
+  const alone = new Set(data.pairs.map((pair) => pair.first)).size === 1;
+  return TESTS.filter((column) => column.id !== "first" || !alone);
+}
 
 function renderTests() {
   if (!data.pairs.length) return;
@@ -21,11 +26,12 @@ function renderTests() {
   const column = TESTS.find((one) => one.id === state.testSort);
   const rows = (column ? sorted(found, column.value, state.testDown) : found).slice(0, FIRST);
   const choose = (id, down) => { state.testSort = id; state.testDown = down; refresh("tests"); };
-  const head = make("tr", {}, ...TESTS.map((one) => heading(one, state.testSort, state.testDown, choose)));
-  const body = rows.map((pair) => make("tr", {}, ...TESTS.map((one) => make("td", { class: one.kind }, ...one.cell(pair)))));
+  const columns = testColumns();
+  const head = make("tr", {}, ...columns.map((one) => heading(one, state.testSort, state.testDown, choose)));
+  const body = rows.map((pair) => make("tr", {}, ...columns.map((one) => make("td", { class: one.kind }, ...one.cell(pair)))));
   replace(byId("test-table"), make("table", {}, make("thead", {}, head), make("tbody", {}, ...body)));
   const cut = rows.length < found.length ? `, the first ${rows.length} are shown` : "";
-  byId("tests-counted").textContent = `${found.length} of ${count(data.pairs.length, "test")}${cut}`;
+  byId("tests-counted").textContent = `${found.length} of ${count(data.pairs.length, "test")}${cut}${columns.length < TESTS.length ? `; the baseline is ${data.pairs[0].first}` : ""}`;
 }
 
 // The settings of the selected configurations, or of the first ones: a row for each that is not the same in all of them.

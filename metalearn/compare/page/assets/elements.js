@@ -26,8 +26,8 @@ function replace(parent, ...children) {
   if (key !== undefined) parent.querySelector(`[data-focus="${CSS.escape(key)}"]`)?.focus({ preventScroll: true });
 }
 
-// Text that may break after / _ , = . and is copied without a trace of it.
-const soft = (text) => String(text).split(/(?<=[/_,=.])/).flatMap((part, place) => (place ? [make("wbr"), part] : [part]));
+// Text that may break after / _ , = and dots before a word, and is copied without a trace of it.
+const soft = (text) => String(text).split(/(?<=[/_,=]|\.(?=[a-z]))/).flatMap((part, place) => (place ? [make("wbr"), part] : [part]));
 
 const grouped = (whole) => whole.replace(/\B(?=(\d{3})+$)/g, ",");
 
