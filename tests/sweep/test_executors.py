@@ -10,6 +10,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from metalearn.compose import CONF
+from metalearn.launch import launch
 from metalearn.registry import UserError
 from metalearn.sweep.executor import Job
 from metalearn.sweep.executors import build_executor, launcher_options, places
@@ -152,6 +153,14 @@ def test_what_there_is_not_is_refused(name, changes, message, tmp_path, monkeypa
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match=message):
         build_executor(options(name, **changes), tmp_path, small)
+
+
+def test_a_sweep_and_torchrun_do_not_mix(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(
+        UserError, match="a sweep cannot share processes; start its jobs by torchrun one by one"
+    ):
+        launch(["-m", "seed=0,1"])
 
 
 @pytest.mark.parametrize(
