@@ -65,6 +65,7 @@ def _stoppable() -> Iterator[None]:
     """Within the block SIGTERM and Ctrl-C end the launch by one message."""
 
     def stop(*_: Any) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one would cut short the end of the workers
         raise _StopError
 
     before = signal.signal(signal.SIGTERM, stop)
