@@ -52,6 +52,9 @@ def publish(request: Request) -> None:
             say(f"a report: {wandb_report.outline(comparison, request.title or '')}")
         say(TESTED)
         return
+    if comparison is None and all(one.kept for one in parcels):
+        say("nothing to send")
+        return
     server = Server()
     entity = server.entity(entity)
     server.check_project(entity, project, named=request.project is not None)
