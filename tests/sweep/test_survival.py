@@ -57,6 +57,7 @@ def test_a_preempted_run_costs_no_retry_while_it_gets_on(launch):
     assert len(launch.started) == 6
 
 
+@pytest.mark.slow
 def test_a_diverged_trial_is_the_worst_and_is_not_repeated(launch):
     def bad(job, _):
         return "diverged" if "method.learning_rate=0.01" in job.overrides else None
@@ -99,6 +100,7 @@ def test_hyperband_goes_on_within_a_rung_as_if_it_never_broke(launch, tmp_path):
     assert trials == expected
 
 
+@pytest.mark.slow
 def test_one_launch_at_a_time(launch):
     launch(RATES)
     lock = Lock(launch.place)
