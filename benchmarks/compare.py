@@ -26,8 +26,8 @@ STEP = 10  # steps between rows
 PEAK = (  # getrusage would begin with what this process holds
     "import sys; from metalearn.cli import main\n"
     "try: main()\n"
-    "finally: print(int(next(line for line in open('/proc/self/status') if 'VmHWM' in line).split()[1]) / 1024,"
-    " file=sys.stderr)"
+    "finally: print(int(next(line for line in open('/proc/self/status') if 'VmHWM' in line).split()[1])"
+    " / 1024, file=sys.stderr)"
 )
 
 

@@ -14,7 +14,8 @@ SECONDS = 10.0  # of user and system time, starting Python included; 5 are usual
 MEGABYTES = 600  # 250 are usual
 PEAK = (  # getrusage would begin with what this process holds
     "import sys\nfrom metalearn.cli import main\ntry: main()\n"
-    "finally: print(next(line for line in open('/proc/self/status') if 'VmHWM' in line).split()[1], file=sys.stderr)"
+    "finally: print(next(line for line in open('/proc/self/status') if 'VmHWM' in line).split()[1],"
+    " file=sys.stderr)"
 )
 
 
