@@ -1,6 +1,7 @@
 """Runs from folders, groups, offline W&B directories and W&B's API."""
 
 import struct
+import time
 import zlib
 from types import SimpleNamespace
 
@@ -137,6 +138,7 @@ def test_a_real_offline_run(tmp_path, monkeypatch):
     config = {"seed": 4, "name": "toy", "task": {"name": "digits"}, "method": {"name": "sgd", "rate": 1e-3}}
     settings = wandb.Settings(console="off", x_disable_stats=True, x_disable_machine_info=True)
     for steps in (range(1, 6), range(4, 11)):  # the second start goes back to step 4
+        time.sleep(1.1)  # W&B names a start's folder for its second
         with wandb.init(
             mode="offline", project="p", group="g", dir=str(tmp_path), id="abcd", resume="allow",
             config=config, settings=settings,
