@@ -1,11 +1,13 @@
 """The list and the pages that are made of cards; those committed are what --docs would write."""
 
+import dataclasses
 import json
 import re
 
 import pytest
 
-from metalearn.replicate.cards import catalogue, documents, ledger, library, listing
+from metalearn.replicate.cards import catalogue, documents, ledger, library, listing, readme
+from metalearn.replicate.cards.card import ClaimOfCard
 from metalearn.replicate.cards.lines import lines
 
 
@@ -91,16 +93,42 @@ def test_the_page_shows_rows_verdicts_and_where_they_come_from(found, cards):
             assert len(counts) == 1, "each row of a table has as many cells"
 
 
-def test_the_short_table_lies_between_its_markers(found):
-    short = documents.short(found)
+def test_the_short_table_lies_between_its_markers(found, cards):
+    short = readme.short(found, cards)
     assert short.splitlines()[2:] == [
-        "| the row: a table | 5.00 ± 0.05 | 5.10 ± 0.10 (cpu), 5.083 ± 0.076 (paper) | 3 | "
+        f"| `{found[0].entry.place}`: a table, % | the row | 5.00 ± 0.05 | "
+        "5.10 ± 0.10 (cpu, 3 seeds), 5.083 ± 0.076 (paper, 3 seeds) | theirs | "
         "reproduced; ordering reproduced |"
     ]
-    readme = f"head\n{documents.BEGIN}\nold\n{documents.END}\ntail\n"
-    made = documents._between(readme, short)
+    text = f"head\n{documents.BEGIN}\nold\n{documents.END}\ntail\n"
+    made = documents._between(text, short)
     assert made == f"head\n{documents.BEGIN}\n{short}\n{documents.END}\ntail\n"
     assert documents._between(made, short) == made
+
+
+def test_clear_claims_are_told_below_the_short_table(found, make_card):
+    def claim(verdict, statement):
+        return ClaimOfCard(
+            "", ["a", "b"], verdict, f"{statement} (paired, 3 seeds)", 0.1, 0.1, 0.95, [0], "paired"
+        )
+
+    family, won = found[0].entry.family, claim("better", "a beats b by 1 ± 0.5")
+    several = {
+        "few": [won, claim("unclear", "no clear difference")],
+        "many": [won, won, claim("worse", "a loses"), claim("worse", "a loses"), claim("unclear", "none")],
+        "open": [claim("unclear", "no clear difference")],
+    }
+    cards = [
+        dataclasses.replace(make_card("cpu", plan=f"{family}/{name}", a=[1.0]), claims=claims)
+        for name, claims in several.items()
+    ]
+    other = dataclasses.replace(cards[0], plan="elsewhere/plan")
+    smoke = dataclasses.replace(cards[0], tier="smoke")
+    assert readme.short(found, [*cards, other, smoke]).split("\n\n")[1].splitlines() == [
+        f"- `{family}/few`: a beats b by 1 ± 0.5; 1 open",
+        f"- `{family}/many`: of 5 comparisons 2 won, 2 lost, 1 open",
+        f"- No difference is clear: `{family}/open`.",
+    ]
 
 
 def test_docs_writes_what_differs_and_says_where_there_are_no_markers(tmp_path, monkeypatch, found):

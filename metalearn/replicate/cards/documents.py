@@ -4,11 +4,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from metalearn.registry import UserError
-from metalearn.replicate.cards import catalogue, ledger, library
+from metalearn.replicate.cards import catalogue, ledger, library, readme
 from metalearn.replicate.cards.card import Card
 from metalearn.replicate.cards.library import COLLECTED, ROOT
 from metalearn.replicate.cards.lines import TIERS, Line, energy, lines
 from metalearn.replicate.cards.listing import by_table
+from metalearn.replicate.cards.markdown import table
 from metalearn.replicate.cards.verdict import RULE
 from metalearn.report.claims import RULE as CLAIMS
 from metalearn.report.numbers import duration, span
@@ -43,31 +44,15 @@ def pages() -> dict[Path, str]:
     families = ledger.read()
     if families:
         made[DEVIATIONS] = f"{ledger.page(families)}\n{MADE}\n"
-    readme = (ROOT / README).read_text("utf-8") if (ROOT / README).exists() else ""
-    if BEGIN in readme and END in readme:
-        made[README] = _between(readme, short(found))
+    text = (ROOT / README).read_text("utf-8") if (ROOT / README).exists() else ""
+    if BEGIN in text and END in text:
+        made[README] = _between(text, readme.short(found, cards))
     return made
 
 
-def _between(readme: str, table: str) -> str:
-    head, _, rest = readme.partition(BEGIN)
-    return f"{head}{BEGIN}\n{table}\n{END}{rest.partition(END)[2]}"
-
-
-def short(found: Sequence[Line]) -> str:
-    """The rows with figures of which a verdict can be said, as one small table."""
-    rows = []
-    for line in found:
-        silent = line.judgement.ordering is None and line.judgement.word.startswith(("not", "no "))
-        if line.best is None or silent:
-            continue
-        ours = ", ".join(f"{line.figure(tier)} ({tier})" for tier in TIERS if line.figure(tier) != "-")
-        entry = line.entry
-        name = f"{entry.name}: {entry.table.title}"
-        rows.append((name, line.entry.printed, ours, line.seeds, line.judgement.word))
-    if not rows:
-        return "No row has figures yet."
-    return table(("row", "published", "ours", "seeds", "verdict"), rows, {1, 2, 3})
+def _between(text: str, made: str) -> str:
+    head, _, rest = text.partition(BEGIN)
+    return f"{head}{BEGIN}\n{made}\n{END}{rest.partition(END)[2]}"
 
 
 def replication(found: Sequence[Line], cards: Sequence[Card]) -> str:
@@ -207,10 +192,3 @@ def _data(data: dict[str, object]) -> str:
     digest = f", sha256 {str(data['digest'])[:16]}" if data.get("digest") else ""
     said = "comparable with the paper's" if data["comparable"] else f"not comparable: {data['why']}"
     return f"{data['task']}{digest}; {said}"
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]], numeric: set[int]) -> str:
-    """A table in Markdown; `numeric` columns stand on their right edge."""
-    rule = ["---:" if number in numeric else "---" for number in range(len(header))]
-    cells = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
-    return "\n".join("| " + " | ".join(row) + " |" for row in (header, rule, *cells))
