@@ -41,6 +41,7 @@ class Bayesian(Strategy):
     ) -> None:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        warnings.filterwarnings("ignore", "Clip non-finite values")  # diverged runs are as bad as the worst
         self._space, self._options = space, options
         self._distributions = {dimension.key: _distribution(dimension) for dimension in space}
         self._study = _study(folder, options, goal, reading)

@@ -34,11 +34,11 @@ def hyperband(resource: float, eta: int, population: int | None = None) -> list[
     `population` instead of eta^s points in the first bracket scales all of them.
     """
     last = deepest(resource, eta)
-    scale = 1.0 if population is None else population / eta**last
+    first = eta**last if population is None else population
     brackets = []
     for s in range(last, -1, -1):
         count = -(-(last + 1) * eta**s // (s + 1))
-        brackets.append(halving(math.ceil(scale * count), eta, s + 1, resource))
+        brackets.append(halving(-(-first * count // eta**last), eta, s + 1, resource))
     return brackets
 
 

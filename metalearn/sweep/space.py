@@ -136,6 +136,8 @@ def _interval(key: str, text: str, swept: IntervalSweep) -> Interval:
     assert low is not None
     assert high is not None
     log, whole = "log" in swept.tags, "int" in swept.tags or isinstance(low, int)
+    if whole and math.isfinite(low) and math.isfinite(high):
+        low, high = math.ceil(low), math.floor(high)
     if not (math.isfinite(low) and math.isfinite(high) and low < high) or (log and low <= 0):
         above = " above 0" if log else ""
         raise UserError(f"{key}={text}: an interval is from a number{above} to a larger one")

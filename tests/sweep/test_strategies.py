@@ -52,6 +52,10 @@ def test_hydras_grammar_means_what_it_says():
     drawn = [float(o.split("=")[1]) for (o,) in draws(_space("w=tag(log,int(interval(1,1024)))"), 0, 400)]
     assert all(value == int(value) for value in drawn)
     assert (min(drawn), len(set(drawn))) == (1, 400)
+    (inner,) = _space("a=tag(int,interval(0.4,3.6))")
+    assert {inner.draw(random.Random(number)) for number in range(99)} == {"1", "2", "3"}, (
+        "0 and 4 are outside"
+    )
     assert sum(value < 32 for value in _log_draws()) == pytest.approx(200, abs=30)  # half of the decades
 
 
@@ -141,6 +145,9 @@ TABLE = [  # Li et al. 2018, algorithm 1 at R = 81, eta = 3: n_i, r_i of the bra
 def test_hyperbands_budgets_are_the_papers():
     assert hyperband(81, 3) == TABLE
     assert [bracket[0].points for bracket in hyperband(81, 3, population=162)] == [162, 68, 30, 16, 10]
+    assert hyperband(27, 3, population=29)[0][0].points == 29, (
+        "29 / 27 * 27 is more than 29 in floating point"
+    )
     with pytest.raises(UserError, match="give at least 81"):
         hyperband(81, 3, population=27)
 
