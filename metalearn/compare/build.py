@@ -8,7 +8,7 @@ from metalearn.compare.differences import differences
 from metalearn.compare.estimates import bands, counted, estimates
 from metalearn.compare.grouping import grouped, labels, learned, telling, text
 from metalearn.compare.model import Comparison, Entry, Group
-from metalearn.compare.pairs import pairs
+from metalearn.compare.pairs import pairs, task
 from metalearn.records import NOT_COMPARABLE
 from metalearn.registry import UserError, closest
 from metalearn.report.numbers import span
@@ -44,7 +44,7 @@ def build(
         metrics=tuple(shown),
         curved=tuple(sorted(curved, key=lambda metric: metric not in shown)),  # those in the table first
         pairs=tuple(pairs(groups, first, shown)),
-        notices=(*notices, *_notices(groups)),
+        notices=(*notices, *_notices(groups), *_untested(groups, first)),
         stamps=_stamps(entries, shown),
         words=words,
         pictures=pictures,
@@ -132,6 +132,17 @@ def _notices(groups: Sequence[Group]) -> list[str]:
             f"{left_out} of {len(entries)} runs count in no mean: others of their configuration finished"
         )
     return said
+
+
+def _untested(groups: Sequence[Group], first: Group) -> list[str]:
+    others = [group for group in groups if task(group) != task(first)]
+    if not others:
+        return []
+    names = ", ".join(dict.fromkeys(str(task(group)) for group in others))
+    return [
+        f"{len(others)} of {len(groups)} configurations learn another task ({names}) than the baseline "
+        f"{first.label} ({task(first)}): no test holds them against it; --baseline, or fewer runs, chooses"
+    ]
 
 
 def _refuse_strangers(groups: Sequence[Group], shown: Sequence[str]) -> None:

@@ -91,18 +91,22 @@ def labels(groups: Sequence[Sequence[Entry]], keys: Sequence[str], alone: str) -
 
 
 def _stems(groups: Sequence[Sequence[Entry]]) -> list[str] | None:
-    """What stands before `_seed<k>` in the names of all run directories, with folders where it takes them."""
+    """What stands before `_seed<k>` in the names of all run directories.
+
+    Where that is not enough, with the folders in which not all of them lie.
+    """
     found = []
     for group in groups:
         stems = {place for entry in group if (place := _stem(entry)) is not None}
         if len(stems) != 1 or any(_stem(entry) is None for entry in group):
             return None
         found.append(stems.pop().split("/"))
-    for count in range(1, max(map(len, found)) + 1):
-        names = ["/".join(parts[-count:]) for parts in found]
-        if len(set(names)) == len(names):
-            return names
-    return None
+    if len(set(map(tuple, found))) < len(found):
+        return None
+    if len({parts[-1] for parts in found}) == len(found):
+        return [parts[-1] for parts in found]
+    ahead = _same(found)
+    return ["/".join(parts[ahead:]) for parts in found]
 
 
 def _stem(entry: Entry) -> str | None:

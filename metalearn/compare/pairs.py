@@ -30,10 +30,15 @@ class Test(NamedTuple):
 
 
 def pairs(groups: Sequence[Group], first: Group, metrics: Sequence[str]) -> list[Pair]:
-    """The first against each of the others, for each metric that both have."""
-    others = [group for group in groups if group is not first]
+    """The first against each of the others on the same task, for each metric that both have."""
+    others = [group for group in groups if group is not first and task(group) == task(first)]
     found = [_of_metric(first, others, metric, kind) for metric in metrics for kind in KINDS]
     return [pair for part in found for pair in part]
+
+
+def task(group: Group) -> str | None:
+    """What its runs learn; figures of different tasks are not held against each other."""
+    return group.entries[0].config.get("task.name")
 
 
 def _of_metric(first: Group, others: Sequence[Group], metric: str, kind: str) -> list[Pair]:

@@ -16,14 +16,17 @@ RULE = (
 
 
 def overview(comparison: Comparison, full: bool = True) -> Grid:
-    """Runs, final and best metrics, parameters, time and energy of a run; if `full`, options and seeds."""
+    """Runs, final and best metrics, parameters, time and energy of a run.
+
+    If `full`, options and seeds too, and what must be said of a value stands in its cell, else in the head.
+    """
     heads = short(comparison.keys)
     shown = list(comparison.keys) if full else []
     columns = [(metric, kind) for metric in comparison.metrics for kind in kinds(comparison, metric)]
     energy = any(entry.joules is not None for group in comparison.groups for entry in group.entries)
     header = [
         "configuration", *(heads[key] for key in shown), "runs", *(["seeds"] if full else []),
-        *(head(metric, kind) for metric, kind in columns),
+        *(head(metric, kind) if full else stamped(comparison, metric, kind) for metric, kind in columns),
         "parameters", *(["time a run", "energy a run"] if full else ["time", "energy"])[: 1 + energy],
     ]  # fmt: skip
     rows = [
@@ -32,7 +35,7 @@ def overview(comparison: Comparison, full: bool = True) -> Grid:
             *(group.options.get(key, "-") for key in shown),
             runs(group),
             *([seeds(group)] if full else []),
-            *(cell(comparison, group, metric, kind) for metric, kind in columns),
+            *(cell(comparison if full else None, group, metric, kind) for metric, kind in columns),
             group.parameters,
             duration(group.seconds),
             *([watt_hours(group)] if energy else []),
@@ -52,8 +55,14 @@ def head(metric: str, kind: str) -> str:
     return metric if kind == "final" else f"{metric} (best)"
 
 
-def cell(comparison: Comparison, group: Group, metric: str, kind: str) -> str:
-    """Mean ± deviation, the interval in a second line, and what must be said of the value."""
+def stamped(comparison: Comparison, metric: str, kind: str) -> str:
+    """A column's name, and what must be said of its values."""
+    stamp = comparison.stamps.get(metric)
+    return f"{head(metric, kind)}\n{stamp}" if stamp else head(metric, kind)
+
+
+def cell(comparison: Comparison | None, group: Group, metric: str, kind: str) -> str:
+    """Mean ± deviation, the interval in a second line; with a comparison what must be said of the value."""
     estimate: Estimate | None = getattr(group, kind).get(metric)
     if estimate is None:
         return "-"
@@ -63,7 +72,7 @@ def cell(comparison: Comparison, group: Group, metric: str, kind: str) -> str:
         lines.append(f"{plain(low)} to {plain(high)}")
     if len(estimate.values) < len(group.entries):
         lines[0] += f" ({len(estimate.values)} of {len(group.entries)})"
-    stamp = comparison.stamps.get(metric)
+    stamp = comparison.stamps.get(metric) if comparison else None
     return "\n".join([*lines, stamp] if stamp else lines)
 
 
@@ -131,8 +140,8 @@ def wrapped(grid: Grid, width: int, fixed: int = 1) -> list[Sequence[int]]:
 
 
 def broken(name: str) -> str:
-    """A column's name in two lines where it tells the kind."""
-    return name.replace(" (best)", "\n(best)")
+    """A column's name in lines: the kind and what must be said in lines of their own."""
+    return name.replace(" (best)", "\n(best)").replace(" with ", "\nwith ")
 
 
 def _size(grid: Grid, column: int) -> int:

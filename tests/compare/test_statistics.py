@@ -164,6 +164,19 @@ def test_a_path_with_the_runs_own_seed_is_any_seeds():
     assert [len(group.entries) for group in build([*entries, other]).groups] == [3, 1]
 
 
+def test_other_tasks_are_no_test():
+    other = {"task": {"name": "mnist"}}
+    entries = [
+        made(seed, 1 + rate * seed, rate=rate, config=config)
+        for rate, config in ((0.1, None), (0.2, None), (0.3, other))
+        for seed in range(3)
+    ]
+    found = build(entries)
+    assert {pair.second for pair in found.pairs} == {found.groups[1].label}
+    assert "1 of 3 configurations learn another task (mnist) than the baseline" in found.notices[-1]
+    assert build(entries[:6]).notices == ()
+
+
 def test_labels_and_keys():
     assert [group.label for group in build([made(0, 1.0), made(0, 1.0, rate=0.2)]).groups] == [
         "learning_rate=0.1", "learning_rate=0.2",
@@ -173,6 +186,8 @@ def test_labels_and_keys():
         made(0, 1.0, rate=0.2, place="/p/ptb/cpu/darts_seed0"),
     ]
     assert [group.label for group in build(folders).groups] == ["mnist/cpu/darts", "ptb/cpu/darts"]
+    deeper = made(0, 1.0, rate=0.3, place="/p/pens/darts_seed0")
+    assert [group.label for group in build([*folders, deeper]).groups][1:] == ["ptb/cpu/darts", "pens/darts"]
     lstm = {"method": {"name": "lstm", "hidden": 20}}
     named = build([made(0, 1.0), made(1, 1.0, rate=0.2), made(0, 1.0, config=lstm)])
     assert named.keys == ("method.name", "method.learning_rate")  # hidden follows from the name
