@@ -1,15 +1,13 @@
 """Runs at W&B, read through its public API."""
 
-import contextlib
-import os
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from metalearn.compare.entry import Told, entry
 from metalearn.compare.metrics import from_rows
 from metalearn.compare.model import Entry
+from metalearn.compare.unattended import no_questions
 from metalearn.registry import UserError, closest
 
 SECONDS = 20  # that a request may take
@@ -27,7 +25,7 @@ def read(address: str, make_api: Callable[[], Any] | None = None) -> tuple[list[
     """
     entity, project, group = _parts(address)
     try:
-        with _no_questions():
+        with no_questions():
             api = (make_api or _api)()
             runs = list(api.runs(f"{entity}/{project}", filters={"group": group} if group else {}))
             there = [] if runs else list(api.runs(f"{entity}/{project}"))
@@ -94,14 +92,3 @@ def _entry(run: Any) -> Entry:
     state = str(STATES.get(run.state, run.state))
     last = ordered[-1]["step"] if ordered else 0
     return entry(Told(run.url, "W&B", config, series, state, last, "", {"seconds": seconds}))
-
-
-@contextlib.contextmanager
-def _no_questions() -> Iterator[None]:
-    """Within the block W&B finds no terminal to ask for a key on."""
-    stdin = sys.stdin
-    with open(os.devnull) as sys.stdin:  # noqa: PTH123
-        try:
-            yield
-        finally:
-            sys.stdin = stdin

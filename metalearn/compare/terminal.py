@@ -1,6 +1,7 @@
 """A comparison on a terminal, and as lines for other programs where there is none."""
 
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from metalearn.compare.model import Comparison, Group, Pair
@@ -123,17 +124,27 @@ def _cell(text: str) -> Any:
 def _sentences(console: Any, comparison: Comparison) -> None:
     from rich.text import Text
 
-    for pair in _telling(comparison.pairs):
+    tested = [pair for pair in comparison.pairs if pair.claim.verdict != "none"]
+    for pair in _telling(tested):
         console.print(Text(pair.claim.statement, style=COLOURS[pair.claim.verdict]))
-    if len(comparison.pairs) > TESTS:
-        console.print(f"and {len(comparison.pairs) - TESTS} more tests: --output DIR writes all of them")
+    if len(tested) > TESTS:
+        console.print(f"and {len(tested) - TESTS} more tests: --output DIR writes all of them")
+    if len(tested) < len(comparison.pairs):
+        count = len(comparison.pairs) - len(tested)
+        console.print(f"{count} pair{'s' * (count != 1)} without a claim: {_lacking(comparison)}")
     for sentence in comparison.words[:LINES]:
         console.print(Text(sentence))
     for notice in comparison.notices:
         console.print(Text(notice, style="bold yellow"))
 
 
-def _telling(pairs: tuple[Pair, ...]) -> list[Pair]:
+def _lacking(comparison: Comparison) -> str:
+    """Why pairs have no claim, each reason once."""
+    reasons = [pair.claim.statement for pair in comparison.pairs if pair.claim.verdict == "none"]
+    return "; ".join(dict.fromkeys(reason.rpartition(", ")[2] for reason in reasons))
+
+
+def _telling(pairs: Sequence[Pair]) -> list[Pair]:
     """All of a few; of many those with the least p."""
     if len(pairs) <= TESTS:
         return list(pairs)

@@ -1,14 +1,13 @@
 """What W&B's server says before anything is sent: whose key it is, which projects there are."""
 
 import contextlib
-import os
 import socket
-import sys
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
+from metalearn.compare.unattended import no_questions
 from metalearn.registry import UserError, closest
 
 SECONDS = 20  # that a request may take
@@ -25,7 +24,7 @@ class Server:
         except ImportError as error:
             raise UserError(f"publish needs the package wandb ({error}): uv sync") from None
         _check_network(str(wandb.setup().settings.base_url))
-        with _told(), _no_questions():
+        with _told(), no_questions():
             self._api: Any = wandb.Api(timeout=SECONDS)
             self._viewer: Any = self._api.viewer
 
@@ -91,14 +90,3 @@ def _told() -> Iterator[None]:
         if "api key" in low or "api_key" in low or "401" in low or "not logged in" in low:
             raise UserError(f"{KEY}; W&B says: {text}; {NOTHING}") from None
         raise UserError(f"publish: W&B is out of reach ({type(error).__name__}: {text}); {NOTHING}") from None
-
-
-@contextlib.contextmanager
-def _no_questions() -> Iterator[None]:
-    """Within the block W&B finds no terminal to ask for a key on."""
-    stdin = sys.stdin
-    with open(os.devnull) as sys.stdin:  # noqa: PTH123
-        try:
-            yield
-        finally:
-            sys.stdin = stdin

@@ -30,7 +30,7 @@ def test_the_table_fits_a_terminal(two_rates, monkeypatch, capsys):
     assert re.search(heads, said)
     assert re.search(r"learning_rate=0.1 +3 .* 2\.23 ± 0\.25 +1,234 +20 s", said)
     assert re.search(r"1\.608 to 2\.858", said)  # the 95 % interval of 2.0, 2.5, 2.2
-    assert "test/error: no claim on learning_rate=0.1 and learning_rate=0.2" in said
+    assert "pairs without a claim: a test takes 3 finished runs of both" in said
 
 
 def test_another_program_reads_lines_with_tabs(two_rates, capsys):
@@ -43,7 +43,7 @@ def test_another_program_reads_lines_with_tabs(two_rates, capsys):
     assert (row["runs"], row["finished"], row["test/error runs"]) == ("3", "3", "3")
     assert float(row["test/error"]) == pytest.approx(2.2333333333)
     assert float(row["test/error deviation"]) == pytest.approx(0.2516611478)
-    assert "no claim" in said.err
+    assert "without a claim: a test takes 3 finished runs of both" in said.err
 
 
 def test_files(two_rates, tmp_path):
@@ -80,7 +80,7 @@ def test_runs_that_did_not_finish_are_said(make_run, capsys, monkeypatch):
     compare(Sources([make_run("a"), make_run("b", seed=1, state="running", test=None)]))
 
     said = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
-    assert re.search(r"b is crashed\s+at step\s+100", said)
+    assert re.search(r"b\s+is\s+crashed\s+at\s+step\s+100", said)
     assert "2 (1 crashed)" in said
     assert "2.5 (1 of 2)" in said
 
