@@ -175,6 +175,11 @@ def test_the_ledger_holds_every_entry(tmp_path):
     assert "### a choice\n\n- switch: `method.x`\n- paper: one" in page
     assert "- effect: none ([report](../benchmarks/x.md)), `metalearn x`" in page
     assert "- switch: no switch" in page
+    assert "Measured, no difference established: [a choice](#a-choice).\n" in page
+    assert "A clear effect" not in page
+    text = (tmp_path / "toys.yaml").read_text().replace("effect: none", "effect: one beats two by 1 ± 0.5")
+    (tmp_path / "toys.yaml").write_text(text)
+    assert "A clear effect: [a choice](#a-choice).\n" in ledger.page(ledger.read(tmp_path))
     (tmp_path / "toys.yaml").write_text("- {name: a}\n")
     with pytest.raises(ledger.UserError, match=r"toys.yaml: entry 1 has no paper, code, ours, effect"):
         ledger.read(tmp_path)

@@ -1,5 +1,6 @@
 """conf/deviations: where a paper, its authors' code and this suite differ, as a page."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ TITLES = {
     "hypernetworks": "HyperNetworks",
     "learned_optimizers": "Learned optimizers",
 }
+
+CLEAR = re.compile(r"\b(beats|loses to)\b")  # as claims have it
 
 Family = list[dict[str, Any]]
 
@@ -45,6 +48,7 @@ def page(families: dict[str, Family]) -> str:
         f"Where a paper, its authors' code and this suite differ: {count} places, the effect of {known} "
         "measured. A switch is a key of the configuration; what stands under *ours* is its default, or a "
         "recipe's.",
+        *_index([entry for entries in families.values() for entry in entries if entry.get("measured")]),
     ]
     for family, entries in families.items():
         parts.append(f"## {TITLES.get(family, family)}")
@@ -52,11 +56,29 @@ def page(families: dict[str, Family]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def _index(measured: Family) -> list[str]:
+    """Links to what was measured, by whether a claim in it is clear."""
+    clear = [entry for entry in measured if CLEAR.search(str(entry["effect"]))]
+    parts = {
+        "A clear effect": clear,
+        "Measured, no difference established": [e for e in measured if e not in clear],
+    }
+    return [f"{what}: {', '.join(map(_link, members))}." for what, members in parts.items() if members]
+
+
+def _link(entry: dict[str, Any]) -> str:
+    title = _title(entry)
+    return f"[{title}](#{re.sub(r'[^a-z0-9 _-]', '', title.lower()).replace(' ', '-')})"
+
+
+def _title(entry: dict[str, Any]) -> str:
+    return str(entry["name"]).replace("_", " ")
+
+
 def _entry(entry: dict[str, Any]) -> str:
-    title = str(entry["name"]).replace("_", " ")
     switch = f"`{entry['switch']}`" if entry.get("switch") else "no switch"
     lines = [
-        f"### {title}",
+        f"### {_title(entry)}",
         "",
         f"- switch: {switch}",
         f"- paper: {entry['paper']}",
