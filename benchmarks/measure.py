@@ -176,7 +176,7 @@ def _processor() -> str:
 
 
 def _commit() -> str:
-    command = ["git", "describe", "--always", "--dirty"]
+    command = ["git", "--no-optional-locks", "describe", "--always", "--dirty"]
     result = subprocess.run(command, cwd=RESULTS.parent, capture_output=True, text=True, check=False)
     return result.stdout.strip() or "unknown"
 

@@ -61,6 +61,26 @@ def test_the_commit_is_this_checkouts():
     assert found["commit"] == head.stdout.strip()
 
 
+def test_asking_git_writes_nothing(tmp_path):
+    """A run that is killed while git refreshes its index would leave its lock, which stops every commit."""
+
+    def git(*arguments):
+        names = ("-c", "user.name=a", "-c", "user.email=a@b")
+        subprocess.run(["git", "-C", str(tmp_path), *names, *arguments], check=True, capture_output=True)
+
+    file, index = tmp_path / "file", tmp_path / ".git" / "index"
+    git("init")
+    file.write_text("same")
+    git("add", "file")
+    git("commit", "-m", "first")
+    os.utime(file, (1, 1))  # git status would like to note the new time
+    before = index.read_bytes()
+    assert provenance._git(tmp_path, "status", "--porcelain") == ""
+    assert index.read_bytes() == before
+    git("status")
+    assert index.read_bytes() != before
+
+
 def test_the_stored_configuration_composes_to_itself(tmp_path):
     from hydra import compose, initialize_config_dir
 
