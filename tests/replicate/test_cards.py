@@ -184,8 +184,12 @@ def test_what_a_replication_left_is_collected_but_for_smoke(checkout, plan, runs
     library.begin(plan, ["train.x=1"], folder)
     library.write(plan, ["train.x=1"], folder)
     assert [one.file for one in library.under(folder)] == ["toy_plan__cpu.json"]
-    assert list(library.collect([], None, folder, False)) == ["collected cards/toy_plan__cpu.json"]
-    assert library.collected(checkout / "cards")[0].provenance["command"].endswith("train.x=1")
+    for names in ([], ["toy/plan"]):
+        assert list(library.collect(names, None, folder, False)) == [
+            "left out toy/plan: run with train.x=1, which is not the plan; --force takes it"
+        ]
+        assert list(library.collect(names, None, folder, True)) == ["collected cards/toy_plan__cpu.json"]
+        assert library.collected(checkout / "cards")[0].provenance["command"].endswith("train.x=1")
     plan.tier = "smoke"
     library.begin(plan, [], folder)
     assert len(list(library.collect([], None, folder, True))) == 1
@@ -198,6 +202,9 @@ def test_of_two_cards_the_fuller_is_shown(make_card):
     assert library.by_plan([new], [old])["toy"]["cpu"] is old
     again = make_card("cpu", ours=[7.0, 7.0, 7.0])
     assert library.by_plan([old], [again])["toy"]["cpu"] is again
+    other = make_card("cpu", ours=[7.0, 7.0, 7.0, 7.0])
+    other.provenance["command"] += " tier=cpu train.steps=1"
+    assert library.by_plan([old], [other])["toy"]["cpu"] is old, "the plan's own goes before"
 
 
 def test_status_tells_of_every_state_and_touches_nothing(plan, runs, capsys):

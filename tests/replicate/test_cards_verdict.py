@@ -118,3 +118,22 @@ def test_the_order_is_taken_at_the_largest_scale_that_can_say_it(make_entry, mak
     assert judge(make_entry(over=["a"]), cards).word == "ordering reproduced (cpu)"
     cards["paper"] = make_card(ours=[5.0, 5.1, 5.2], a=[2.0, 2.1, 2.4])
     assert judge(make_entry(over=["a"]), cards).word == "reproduced; ordering missed"
+
+
+def test_other_data_own_options_and_lost_runs_are_said(make_entry, make_card):
+    values = {"ours": [5.0, 5.1, 5.2], "a": [6.0, 6.1, 6.3]}
+    lossy = judge(make_entry(over=["a"]), {"cpu": make_card("cpu", comparable=False, **values)})
+    assert lossy.word == "ordering reproduced (cpu, other data)"
+
+    card = make_card(**values)
+    card.provenance["command"] += " --seeds 0,1,2 tier=paper machine=cuda log.progress=false"
+    assert judge(make_entry(over=["a"]), {"paper": card}).word == "reproduced; ordering reproduced"
+    card.provenance["command"] += " train.steps=10"
+    mine = judge(make_entry(over=["a"]), {"paper": card})
+    assert mine.value.word == "not comparable: with train.steps=10"
+    assert mine.word == "ordering reproduced (train.steps=10)"
+
+    part = make_card(**values)
+    part.runs.update(diverged=2)
+    for verdict in judge(make_entry(over=["a"]), {"paper": part}):
+        assert verdict.statement.endswith("; of the plan's runs 2 diverged, which count in no mean")

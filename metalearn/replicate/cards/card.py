@@ -19,6 +19,7 @@ No card names a folder of the machine that it was made on.
 
 import dataclasses
 import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,8 @@ from metalearn.train.files import write_json
 
 FORMAT = 1
 NAME = "card.json"
+# overrides that leave the experiment as it is
+FREE = ("tier", "machine", "log", "train.keep", "train.checkpoint_every")
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,21 @@ class Card:
     def finished(self) -> bool:
         """Whether all runs did."""
         return set(self.runs) == {"finished"}
+
+    @property
+    def changed(self) -> list[str]:
+        """Overrides by which its runs are not the plan's own."""
+        words = shlex.split(self.provenance["command"])[3:]
+        lines = [word for word in words if "=" in word or word.startswith("~")]
+        keys = [(line, line.partition("=")[0].lstrip("+~")) for line in lines]
+        return [
+            line for line, key in keys if not any(key == one or key.startswith(f"{one}.") for one in FREE)
+        ]
+
+    @property
+    def lost(self) -> dict[str, int]:
+        """How many runs ended without a value, by state."""
+        return {state: count for state, count in self.runs.items() if state in ("diverged", "failed")}
 
     @property
     def file(self) -> str:

@@ -125,18 +125,18 @@ def collected(folder: Path = COLLECTED) -> list[Card]:
 
 
 def by_plan(*groups: Iterable[Card]) -> Cards:
-    """The cards by plan and tier: of two the one with more values, then the later group's."""
+    """The cards by plan and tier: of two the plan's own, then the one with more values, then the later."""
     found: dict[str, dict[str, Card]] = {}
     for one in (one for group in groups for one in group):
         tiers = found.setdefault(one.plan, {})
         before = tiers.get(one.tier)
-        if before is None or _size(one) >= _size(before):
+        if before is None or _weight(one) >= _weight(before):
             tiers[one.tier] = one
     return found
 
 
-def _size(one: Card) -> int:
-    return sum(len(row.values) for row in one.rows)
+def _weight(one: Card) -> tuple[bool, int]:
+    return not one.changed, sum(len(row.values) for row in one.rows)
 
 
 def collect(names: Sequence[str], tier: str | None, runs: Path, force: bool) -> Iterator[str]:
@@ -156,7 +156,8 @@ def collect(names: Sequence[str], tier: str | None, runs: Path, force: bool) -> 
 def _candidates(names: Sequence[str], tier: str | None, runs: Path) -> Iterator[Card]:
     if names:
         for plan in (plan for name in names for plan in load(name, None, tier)):
-            yield _made(plan, (), runs)
+            begun_by = home(plan, runs) / BEGUN
+            yield _made(plan, _read_begun(begun_by, runs).overrides if begun_by.exists() else (), runs)
         return
     for one in begun(runs):
         if one.tier == tier or (tier is None and one.tier != "smoke"):  # which shows nothing but that it runs
@@ -170,6 +171,9 @@ def _take(made: Card, target: Path, force: bool) -> str:
         count = sum(made.runs.values())
         done = made.runs.get("finished", 0)
         return f"left out {made.plan}: {done} of {count} runs finished; --force takes it as it is"
+    if made.changed and not force:
+        own = " ".join(made.changed)
+        return f"left out {made.plan}: run with {own}, which is not the plan; --force takes it"
     if target.exists() and not force:
         fewer = _fewer(card.read(target), made)
         if fewer:

@@ -55,7 +55,10 @@ def _ours(line: Line) -> str:
 def _word(line: Line) -> str:
     """The verdict, without the tier where only one has figures."""
     word = line.judgement.word
-    return word.removesuffix(f" ({next(iter(line.cards))})") if len(line.cards) == 1 else word
+    if len(line.cards) > 1:
+        return word
+    tier = next(iter(line.cards))
+    return word.removesuffix(f" ({tier})").replace(f" ({tier}, ", " (")
 
 
 def _findings(cards: Sequence[Card]) -> str:

@@ -34,7 +34,8 @@ RULE = (
     "where runs are no pairs): *ordering reproduced* where it is clearly better than every one of them "
     "(all must hold, so no correction for their number is needed), *ordering missed* where it is "
     "clearly worse than any (at 1 - 0.05 / m for m comparisons, Holm's first step), *not shown* "
-    "otherwise. Rows are judged one by one, with no correction over a table."
+    "otherwise; in brackets a smaller scale, other data or options that are not the plan's. "
+    "Rows are judged one by one, with no correction over a table."
 )
 
 
@@ -78,13 +79,21 @@ def _value(entry: Entry, found: Mapping[str, Card]) -> Verdict:
     tier, card = next(iter(found.items()))
     row = card.row(entry.row.contender or "")
     why = [] if tier in OF_PAPER else [f"tier={tier} is not the paper's scale"]
+    why += [f"with {' '.join(card.changed)}"] if card.changed else []
     full = list(why)
     if row and not row.comparable:
         why.append("other data")
         full += [f"data: {data['why']}" for data in card.provenance["data"] if not data["comparable"]]
     if why:
         return Verdict(f"not comparable: {', '.join(why)}", f"not comparable: {'; '.join(full)}")
-    return _against(entry, list(card.values(entry.row.contender, entry.table.metric).values()))
+    said = _against(entry, list(card.values(entry.row.contender, entry.table.metric).values()))
+    return Verdict(said.word, said.statement + _lost(card))
+
+
+def _lost(card: Card) -> str:
+    """Runs that a mean is without: what diverges is no accident."""
+    told = [f"{count} {state}" for state, count in card.lost.items()]
+    return f"; of the plan's runs {' and '.join(told)}, which count in no mean" if told else ""
 
 
 def _against(entry: Entry, values: Sequence[float]) -> Verdict:
@@ -118,10 +127,10 @@ def _ordering(entry: Entry, found: Mapping[str, Card]) -> Verdict | None:
 
 
 def _order_at(entry: Entry, tier: str, card: Card) -> tuple[Verdict, list[Claim]]:
-    at = f" ({tier})" if tier and tier != "paper" else ""
     pairs = [_pair(entry, card, name) for name in entry.row.over]
+    at = _conditions(tier, card, all(pair.comparable for pair in pairs))
     claims = [claim(pair.contenders, entry.table.goal, entry.table.unit, "", pair.paired) for pair in pairs]
-    said = "; ".join(one.statement for one in claims)
+    said = "; ".join(one.statement for one in claims) + _lost(card)
     count = f"{len(claims)} comparison{'s' * (len(claims) != 1)}"
     states = {one.verdict for one in claims}
     confidence = 1 - (1 - CONFIDENCE) / len(claims)
@@ -142,11 +151,19 @@ def _order_at(entry: Entry, tier: str, card: Card) -> tuple[Verdict, list[Claim]
     return Verdict(f"not shown: {lacking}{over}{at}", f"not shown{at}, {count}: {said}"), claims
 
 
+def _conditions(tier: str, card: Card, comparable: bool) -> str:
+    """In which an order differs from the paper's: a smaller scale, other data, options of one's own."""
+    small = [tier] if tier not in OF_PAPER else []
+    parts = [*small, *([] if comparable else ["other data"]), *card.changed]
+    return f" ({', '.join(parts)})" if parts else ""
+
+
 class _Pair(NamedTuple):
     """A row and one that it is to be ahead of: values by seed."""
 
     contenders: dict[str, dict[int, float]]
     paired: bool
+    comparable: bool
 
     def half_width(self, confidence: float) -> float:
         """Of the interval of the difference of their means."""
@@ -160,4 +177,4 @@ def _pair(entry: Entry, card: Card, other: str) -> _Pair:
     names = [entry.row.contender or "", other]
     rows = [row for row in map(card.row, names) if row]
     values = {name: card.values(name, entry.table.metric) for name in names}
-    return _Pair(values, all(row.paired for row in rows))
+    return _Pair(values, all(row.paired for row in rows), all(row.comparable for row in rows))
