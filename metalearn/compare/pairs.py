@@ -47,7 +47,12 @@ def _of_metric(first: Group, others: Sequence[Group], metric: str, kind: str) ->
         return []
     there = [group for group in others if metric in getattr(group, kind)]
     sign = 1 if _goal(first, metric) == "min" else -1
-    tests = [tested(ours, getattr(group, kind)[metric], sign, _seeded(first, group)) for group in there]
+    tests = [
+        tested(ours, getattr(group, kind)[metric], sign, _seeded(first, group))
+        if _finished(first, group)
+        else None
+        for group in there
+    ]
     corrected = iter(holm([test.probability for test in tests if test]))
     several = sum(test is not None for test in tests)
     found = []
@@ -61,6 +66,11 @@ def _of_metric(first: Group, others: Sequence[Group], metric: str, kind: str) ->
 
 def _goal(group: Group, metric: str) -> str:
     return next(entry.goals[metric] for entry in group.entries if metric in entry.goals)
+
+
+def _finished(first: Group, second: Group) -> bool:
+    """Whether the figures of both are of runs that got to their end."""
+    return all(entry.state == "finished" for group in (first, second) for entry in counted(group.entries))
 
 
 def _seeded(first: Group, second: Group) -> bool:
@@ -121,7 +131,7 @@ def _claim(
 ) -> Claim:
     first, second = names
     if test is None or corrected is None:
-        needed = f"a test takes {LEAST_SEEDS} finished runs of both"
+        needed = f"a test takes {LEAST_SEEDS} finished runs of both and finite values"
         return Claim("none", f"{what}: no claim on {first} and {second}, {needed}")
     clear = corrected < 1 - CONFIDENCE
     verdict = ("better" if test.difference > 0 else "worse") if clear else "unclear"

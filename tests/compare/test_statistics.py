@@ -152,6 +152,18 @@ def test_runs_that_did_not_finish_count_only_where_none_did():
     assert "1 of 4 runs count in no mean" in notices
 
 
+def test_runs_that_did_not_finish_are_no_test():
+    """Means of unfinished runs are shown where there are no others; nothing is claimed of them."""
+    entries = [
+        made(seed, 1 + rate * (9 + seed), rate=rate, state=state)
+        for rate, state in ((0.1, "finished"), (0.2, "running"))
+        for seed in range(3)
+    ]
+    (found,) = (pair for pair in build(entries).pairs if pair.kind == "final")
+    assert (found.claim.verdict, found.probability) == ("none", None)
+    assert "a test takes 3 finished runs of both" in found.claim.statement
+
+
 def test_a_path_with_the_runs_own_seed_is_any_seeds():
     entries = [
         made(
