@@ -114,8 +114,9 @@ class Measurement:
         path = place(self.folder, overrides, seed)
         state = records.read(path).state if path.exists() else "absent"
         if state != "finished" and not self.only_read:
-            state, message, seconds = work([*overrides, *ALWAYS, f"seed={seed}", f"run_dir={path}"])
-            print(f"{self.name}: {variant}, seed {seed}: {state} in {seconds:.0f} s {message}", flush=True)
+            done = work([*overrides, *ALWAYS, f"seed={seed}", f"run_dir={path}"])
+            state, said = done.state, f"{done.state} in {done.seconds:.0f} s {done.message}"
+            print(f"{self.name}: {variant}, seed {seed}: {said}", flush=True)
             if state == "interrupted":
                 raise SystemExit("stopped; the same command goes on")
         if state == "finished":
