@@ -55,6 +55,11 @@ def main() -> None:
             raise
         print(f"{_speaker()}: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        print(f"{_speaker()}: stopped", file=sys.stderr)
+        sys.exit(130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)

@@ -17,6 +17,7 @@ class Outcome(NamedTuple):
     state: str  # finished, stopped (at train.stop_at), failed, diverged, interrupted, skipped
     message: str
     seconds: float
+    mistake: bool = False  # in the configuration: another try ends the same
 
 
 def work(overrides: Sequence[str]) -> Outcome:
@@ -38,7 +39,8 @@ def work(overrides: Sequence[str]) -> Outcome:
         run = run_one(checked(overrides), ["metalearn", "train", *overrides])
         return ended("finished" if run is None else read_json(run / STATUS)["state"])
     except UserError as error:
-        return ended(getattr(error, "state", "failed"), str(error))
+        outcome = ended(getattr(error, "state", "failed"), str(error))
+        return outcome._replace(mistake=error.exit_code == UserError.exit_code)
     except SystemExit:
         return ended("interrupted")
     except Exception as error:  # a defect of ours: the other runs go on

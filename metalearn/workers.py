@@ -7,8 +7,11 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from multiprocessing import connection
+from multiprocessing import connection, resource_tracker
 from typing import Any
+
+from metalearn.registry import UserError
+from metalearn.train.console import say
 
 Work = Callable[[Any], Any]  # importable by name: workers are fresh processes
 
@@ -20,7 +23,8 @@ class Worker:
         self.channel, theirs = multiprocessing.Pipe()
         context = multiprocessing.get_context("spawn")  # torch does not survive a fork
         self.process = context.Process(target=_serve, args=(theirs, work, os.getpid()))
-        self.process.start()
+        with born_deaf():
+            self.process.start()
         theirs.close()
 
     def give(self, job: Any) -> None:
@@ -85,9 +89,70 @@ def _serve(channel: connection.Connection, work: Work, parent: int) -> None:
             channel.send(work(channel.recv()))
 
 
+class _StopError(KeyboardInterrupt):  # packages that swallow or turn Exceptions (Ray) let it through
+    """A signal reached the parent."""
+
+
+@contextlib.contextmanager
+def stoppable() -> Iterator[Callable[[], contextlib.AbstractContextManager[None]]]:
+    """A block that SIGTERM and Ctrl-C end by one UserError.
+
+    It has a context for its innermost part. From the end of that, or the first signal, on both are ignored:
+    one that cuts the end of the workers short leaves some that wait for ever, and this process for them.
+    """
+
+    def stop(number: int, _frame: object) -> None:
+        _set(dict.fromkeys(before, signal.SIG_IGN))
+        received.append(number)
+        said = "ending after a checkpoint of every run; to end without"
+        say(f"{signal.Signals(number).name}: {said}: kill -9 {os.getpid()}")
+        raise _StopError
+
+    @contextlib.contextmanager
+    def innermost() -> Iterator[None]:
+        try:
+            yield
+        finally:
+            _set(dict.fromkeys(before, signal.SIG_IGN))
+
+    found = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: handler for number, handler in found.items() if handler not in (None, signal.SIG_IGN)}
+    received: list[int] = []
+    try:
+        _set(dict.fromkeys(before, stop))
+        yield innermost
+    except BaseException as error:
+        if not received and not isinstance(error, KeyboardInterrupt):
+            raise
+        stopped = UserError("stopped after a checkpoint of every run; the same command goes on from there")
+        stopped.exit_code = 128 + (received[0] if received else signal.SIGINT)
+        raise stopped from None
+    finally:
+        _set(before)
+
+
+def _set(handlers: dict[signal.Signals, Any]) -> None:
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def born_deaf() -> Iterator[None]:
+    """Processes that begin here hear no Ctrl-C until `end_with_parent` has taken them off the terminal."""
+    resource_tracker.ensure_running()  # its own start would let SIGINT through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def end_with_parent(parent: int) -> None:
     """Leave the parent's terminal, and be sent SIGTERM when the parent is gone, whatever ends it."""
     os.setsid()  # Ctrl-C on the terminal reaches the parent, which tells the workers once
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # forgets one that came before
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
     if os.getppid() != parent:

@@ -1,38 +1,20 @@
 """Jobs in the order that they need each other, several at a time."""
 
-import signal
 from pathlib import Path
-from typing import Any
 
 from metalearn.registry import UserError
 from metalearn.replicate.jobs import Job
 from metalearn.replicate.selection import select
 from metalearn.work import Outcome, work
-from metalearn.workers import Pool
+from metalearn.workers import Pool, stoppable
 
 Outcomes = dict[Path, Outcome]  # by the job's folder
 
 
-class _StopError(Exception):
-    """SIGTERM reached the parent."""
-
-
 def run_all(jobs: list[Job], workers: int) -> Outcomes:
     """Run every job once, those that failed before again. Raises UserError when stopped by a signal."""
-
-    def stop(*_: Any) -> None:
-        raise _StopError
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        with Pool(min(workers, len(jobs)), work) as pool:
-            return _schedule(jobs, pool)
-    except (KeyboardInterrupt, _StopError) as error:
-        stopped = UserError("stopped after a checkpoint of every run; the same command goes on from there")
-        stopped.exit_code = 143 if isinstance(error, _StopError) else 130
-        raise stopped from None
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    with stoppable() as innermost, Pool(min(workers, len(jobs)), work) as pool, innermost():
+        return _schedule(jobs, pool)
 
 
 def _schedule(jobs: list[Job], pool: Pool) -> Outcomes:

@@ -109,7 +109,7 @@ class Engine:
         folder = run.job.folder
         before = run.trial.results.get(run.seed)
         result = self._result(run, outcome)
-        if not result.settled and self._again(folder, result, before):
+        if not (result.settled or outcome.mistake) and self._again(folder, result, before):
             run.trial.results[run.seed] = result
             self._waiting.appendleft(run)
             self._report(run, result, outcome, " (trying again)")

@@ -58,7 +58,7 @@ def grid(space: Sequence[Dimension]) -> list[Point]:
 
 def draws(space: Sequence[Dimension], seed: int, count: int) -> list[Point]:
     """Points of which none comes twice, as many as there are; the first are the same for any `count`."""
-    return list(itertools.islice(_fresh(space, seed), min(count, _size(space))))
+    return list(itertools.islice(_fresh(space, seed), min(count, size(space))))
 
 
 def _fresh(space: Sequence[Dimension], seed: int) -> Iterator[Point]:
@@ -75,7 +75,7 @@ def _fresh(space: Sequence[Dimension], seed: int) -> Iterator[Point]:
             return
 
 
-def _size(space: Sequence[Dimension]) -> int:
+def size(space: Sequence[Dimension]) -> int:
     """How many points there are, or as many as one could want."""
     sizes = [len(values) if (values := d.values()) is not None else 2**62 for d in space]
     return min(math.prod(sizes), 2**62)

@@ -13,9 +13,9 @@ from metalearn.config import Config, resolve
 from metalearn.launch import explained
 from metalearn.registry import UserError
 from metalearn.sweep.definition import Searched, Sweep
-from metalearn.sweep.listed import draws
+from metalearn.sweep.listed import draws, size
 from metalearn.sweep.options import GridOptions, SweepOptions, options_of
-from metalearn.sweep.space import Dimension, Point, dimension, parse
+from metalearn.sweep.space import MOST, Dimension, Point, dimension, parse
 
 TRIED = 16  # points, until one is a configuration without a mistake
 OWN = {  # keys that a sweep sets for each of its jobs, and what to do instead
@@ -152,6 +152,7 @@ def _seeds(options: SweepOptions, said: Sequence[Override], base: Config) -> tup
 
 def _check(sweep: Sweep) -> None:
     """What a search needs. Raises UserError."""
+    _check_size(sweep)
     if isinstance(sweep.options, GridOptions):
         return
     strategy, train = sweep.options.strategy, sweep.base.train
@@ -175,3 +176,14 @@ def _check(sweep: Sweep) -> None:
         raise UserError(f"sweep={strategy}: keys of train cannot be swept, all runs have the same rungs")
     if sweep.stops_runs and train.minutes is not None:
         raise UserError(f"sweep={strategy}: runs are cut by steps, not by train.minutes; set it to null")
+
+
+def _check_size(sweep: Sweep) -> None:
+    options = sweep.options
+    asked = getattr(options, "trials", None) or getattr(options, "population", None) or MOST
+    points = size(sweep.space) if isinstance(options, GridOptions) else min(asked, size(sweep.space))
+    if points * len(sweep.seeds) > MOST and not (asked == MOST and sweep.stops_runs):
+        raise UserError(
+            f"sweep={options.strategy}: {points} points with {len(sweep.seeds)} seeds each are more than the "
+            f"{MOST} jobs that a sweep takes; give fewer values or seeds, or draw some by sweep=random"
+        )

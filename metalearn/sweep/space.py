@@ -14,6 +14,7 @@ from metalearn.compose import options
 from metalearn.registry import UserError
 
 Point = tuple[str, ...]  # an override a dimension
+MOST = 20_000  # jobs of a sweep; each costs some milliseconds before the first can begin
 DIGITS = 6  # significant ones of a drawn number: a command line stays readable
 
 
@@ -123,6 +124,8 @@ def dimension(override: Override) -> Dimension:
     text = (override.input_line or "").partition("=")[2]
     if isinstance(swept, IntervalSweep):
         return _interval(key, text, swept)
+    if isinstance(swept, RangeSweep):
+        _check_length(f"{key}={text}", swept)
     if isinstance(swept, RangeSweep) and not swept.shuffle and swept.stop is not None:
         return _stepped(key, text, swept)
     listed = tuple(dict.fromkeys(override.sweep_string_iterator()))
@@ -144,6 +147,14 @@ def _interval(key: str, text: str, swept: IntervalSweep) -> Interval:
     if swept.tags - {"log", "int"}:
         raise UserError(f"{key}={text}: no such tag; an interval takes log and int")
     return Interval(key, text, low, high, log, whole)
+
+
+def _check_length(said: str, swept: RangeSweep) -> None:
+    if swept.start is None or swept.stop is None or not swept.step:
+        return
+    count = (float(swept.stop) - float(swept.start)) / float(swept.step)
+    if count > MOST:
+        raise UserError(f"{said}: {count:.0f} values, a sweep takes {MOST} jobs at most; take larger steps")
 
 
 def _stepped(key: str, text: str, swept: RangeSweep) -> Dimension:

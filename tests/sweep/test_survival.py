@@ -123,3 +123,22 @@ def test_the_tables_are_there_while_it_runs(launch, monkeypatch):
     assert table[0] == "trial,id,seed,method.learning_rate,state,value,step,seconds,folder,message"
     assert len(table) == 7
     assert "metalearn train task=two_moons" in (launch.place / "summary.md").read_text()
+
+
+def test_a_mistake_in_the_configuration_is_not_tried_again(launch, monkeypatch):
+    monkeypatch.setattr(
+        "metalearn.work.Outcome.__new__.__defaults__", (True,)
+    )  # what the launcher hands on is a mistake
+    with pytest.raises(UserError):
+        launch(RATES, "sweep.retries=2", fault=lambda *_: "failed")
+    assert len(launch.started) == 3
+
+
+@pytest.mark.parametrize(
+    "swept", ["seed=range(1,1e9)", "method.learning_rate=range(1,1e9)", "method.learning_rate=range(1,19999)"]
+)
+def test_more_jobs_than_a_sweep_takes_are_refused(launch, swept):
+    seeds = [] if "seed" in swept else ["seed=0,1"]
+    with pytest.raises(UserError, match="20000"):
+        launch(swept, *seeds)
+    assert launch.started == []

@@ -12,9 +12,9 @@ from typing import Any
 from metalearn.sweep.executor import Executor, Job
 from metalearn.sweep.executors.options import JoblibOptions
 from metalearn.sweep.executors.places import Place, places
-from metalearn.sweep.executors.task import death, perform, task_of
+from metalearn.sweep.executors.task import Task, death, perform, task_of
 from metalearn.work import Outcome
-from metalearn.workers import end_with_parent
+from metalearn.workers import born_deaf, end_with_parent
 
 
 @dataclass(eq=False)
@@ -46,6 +46,7 @@ class Loky(Executor):
     def start(self, job: Job) -> None:
         """Submit the job to a free seat's executor."""
         from joblib.externals.loky import ProcessPoolExecutor
+        from joblib.externals.loky.backend import resource_tracker
 
         seat = next(seat for seat in self._seats if seat.job is None)
         if seat.executor is None:
@@ -54,7 +55,9 @@ class Loky(Executor):
             self._work, job.overrides, self._options.cpus, self._options.minutes, seat.place.devices
         )
         seat.job, seat.since = job, time.monotonic()
-        self._busy[seat.executor.submit(perform, task)] = seat
+        resource_tracker.ensure_running()  # as `born_deaf` says of the other
+        with born_deaf():
+            self._busy[seat.executor.submit(perform_for, task, os.getpid())] = seat
 
     def ended(self) -> Iterator[tuple[Job, Outcome]]:
         """Wait for jobs; the executor of a killed worker is replaced when the next begins."""
@@ -80,6 +83,14 @@ class Loky(Executor):
         for seat in self._seats:
             if seat.executor is not None:
                 seat.executor.shutdown(wait=True)
+
+
+def perform_for(task: Task, parent: int) -> Outcome:
+    """`perform`, and the end of this process where its parent has gone meanwhile: loky would wait for it."""
+    outcome = perform(task)
+    if os.getppid() != parent:
+        os._exit(1)
+    return outcome
 
 
 def _said(error: BaseException, folder: Path) -> str:

@@ -15,6 +15,7 @@ from metalearn.sweep.executors.places import cores, portions, visible_devices
 from metalearn.sweep.executors.preemption import Preemptible
 from metalearn.sweep.executors.task import task_of
 from metalearn.work import Outcome
+from metalearn.workers import born_deaf
 
 SECONDS_BETWEEN_LOOKS = {"slurm": 2.0, "local": 0.1, "debug": 0.0}
 UNDER_WAY = ("PENDING", "RUNNING", "REQUEUED", "COMPLETING", "CONFIGURING", "SUSPENDED")
@@ -87,7 +88,8 @@ class SlurmJobs(Executor):
             for job, device in zip(jobs, devices, strict=True)
         ]
         try:
-            remotes = self._executor.map_array(Preemptible(), tasks)
+            with born_deaf():  # submitit's own processes would die of a Ctrl-C that is not theirs
+                remotes = self._executor.map_array(Preemptible(), tasks)
         except Exception as error:  # submitit has kinds of its own for what sbatch answers
             reason = " ".join(str(error).split())[:300]
             raise UserError(f"launcher=slurm: the cluster took no jobs: {reason}") from error
