@@ -123,7 +123,9 @@ def tell(options: argparse.Namespace, names: Sequence[str], overrides: Sequence[
     elif options.status:
         status.show(names, runs, options.json)
     elif options.collect:
-        for line in library.collect(names, tier, runs, options.force):
+        lines = library.collect(names, tier, runs, options.force)
+        first = next(lines, f"--collect: nothing to collect under {runs}: no replication but of tier smoke")
+        for line in (first, *lines):
             print(line, flush=True)
     else:
         for line in documents.write():

@@ -120,12 +120,19 @@ def _study(folder: Path, options: BayesianOptions, goal: str, reading: bool) -> 
             "that the sweep was started with"
         )
     path = folder / FILES[options.storage]
-    return optuna.create_study(
-        storage=None if reading and not path.exists() else _storage(path, options.storage),
-        study_name="sweep",
-        direction="minimize" if goal == "min" else "maximize",
-        load_if_exists=True,
-    )
+    try:
+        return optuna.create_study(
+            storage=None if reading and not path.exists() else _storage(path, options.storage),
+            study_name="sweep",
+            direction="minimize" if goal == "min" else "maximize",
+            load_if_exists=True,
+        )
+    except Exception as error:  # each storage has kinds of its own
+        reason = (str(error).splitlines() or [""])[0]
+        raise UserError(
+            f"{path}: cannot be opened as Optuna's study ({type(error).__name__}: {reason}); if it is "
+            "damaged, delete it and run the same command again: points that come again keep their runs"
+        ) from None
 
 
 def _storage(path: Path, kind: str) -> Any:

@@ -47,7 +47,10 @@ def held(sweep: Sweep) -> Iterator[Path]:
 
 def check_definition(sweep: Sweep) -> None:
     """Refuse to mix what was asked for before with something else. Raises UserError with the difference."""
-    stored = read_json(sweep.folder / DEFINITION).get("definition")
+    path = sweep.folder / DEFINITION
+    stored = read_json(path).get("definition")
+    if stored is not None and not (isinstance(stored, dict) and isinstance(stored.get("seeds"), list)):
+        raise UserError(f"{path}: is damaged (no definition); delete it and run the same command again")
     if stored is None or _same(sweep, stored):
         return
     raise UserError(

@@ -142,3 +142,24 @@ def test_more_jobs_than_a_sweep_takes_are_refused(launch, swept):
     with pytest.raises(UserError, match="20000"):
         launch(swept, *seeds)
     assert launch.started == []
+
+
+@pytest.mark.parametrize(("storage", "file"), [("sqlite", "study.db"), ("journal", "study.log")])
+def test_a_damaged_study_is_one_message(launch, tmp_path, storage, file):
+    folder = tmp_path / "runs" / "supervised_two_moons" / "sweeps" / "damaged"
+    folder.mkdir(parents=True)
+    (folder / file).write_text("garbage\n")
+    with pytest.raises(UserError, match=f"{file}: cannot be opened"):
+        launch(
+            "sweep=tpe", f"sweep.storage={storage}", "sweep.name=damaged",
+            "method.learning_rate=interval(0.1,0.2)",
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("definition", ["3", '{"seeds": 3}', "[]"])
+def test_a_damaged_definition_is_one_message(launch, tmp_path, definition):
+    folder = tmp_path / "runs" / "supervised_two_moons" / "sweeps" / "damaged"
+    folder.mkdir(parents=True)
+    (folder / "sweep.json").write_text(f'{{"definition": {definition}}}')
+    with pytest.raises(UserError, match="is damaged"):
+        launch(RATES, "sweep.name=damaged")
