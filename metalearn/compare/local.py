@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,22 +57,23 @@ def _means(pattern: str, name: str) -> bool:
 
 def read(paths: Sequence[Path]) -> tuple[list[Entry], list[str]]:
     """The runs that can be read, and a sentence for each that cannot."""
+    reader = metrics.Reader()
     with ThreadPoolExecutor(max(2, os.cpu_count() or 1)) as threads:  # arrow leaves Python to the others
-        results = list(threads.map(_attempt, paths))
+        results = list(threads.map(partial(_attempt, reader=reader), paths))
     entries = [result for result in results if isinstance(result, Entry)]
     return entries, [f"left out: {result}" for result in results if isinstance(result, str)]
 
 
-def _attempt(path: Path) -> Entry | str:
+def _attempt(path: Path, reader: metrics.Reader) -> Entry | str:
     try:
-        return read_run(path)
+        return read_run(path, reader)
     except UserError as error:
         return str(error)
     except OSError as error:
         return f"{error.filename or path}: cannot be read: {error.strerror}"
 
 
-def read_run(path: Path) -> Entry:
+def read_run(path: Path, reader: metrics.Reader) -> Entry:
     """One run directory. Raises UserError, OSError."""
     if not path.is_dir():
         raise UserError(f"{path}: no such folder; give a run directory, {LIST}")
@@ -87,7 +89,7 @@ def read_run(path: Path) -> Entry:
         "comparable": about.get("comparable", True),
         "artifacts": path / "artifacts" if (path / "artifacts").is_dir() else None,
     }
-    series = metrics.read(path / "metrics.jsonl")
+    series = reader.read(path / "metrics.jsonl")
     config = configuration.read(path / "run.yaml")
     return entry(Told(str(path), "local", config, series, state, step, message, more))
 

@@ -1,7 +1,8 @@
 """metrics.jsonl as arrays: what json reads of it, an order of magnitude sooner."""
 
+import contextlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,25 +13,34 @@ from metalearn.compare.model import Series
 START = b'{"step": '  # of every row that our writer wrote
 
 
-def read(path: Path) -> dict[str, Series]:
-    """All values of each metric, those of rows up to the first that is torn. An absent file has none."""
-    data = path.read_bytes() if path.exists() else b""
-    found = by_arrow(data[: data.rfind(b"\n") + 1])
-    return by_json(data) if found is None else found
+class Reader:
+    """Reads files of like runs: arrow is sooner done with columns that it expects, those of the last file."""
+
+    def __init__(self) -> None:
+        self._expected: Sequence[str] = ()
+
+    def read(self, path: Path) -> dict[str, Series]:
+        """All values of each metric, those of rows up to the first that is torn. An absent file has none."""
+        data = path.read_bytes() if path.exists() else b""
+        found = by_arrow(data[: data.rfind(b"\n") + 1], self._expected)
+        if found is None:
+            return by_json(data)
+        self._expected = list(found)
+        return found
 
 
-def by_arrow(data: bytes) -> dict[str, Series] | None:
-    """Whole rows as our writer leaves them; None for anything else, which `by_json` reads."""
+def by_arrow(data: bytes, expected: Sequence[str] = ()) -> dict[str, Series] | None:
+    """Whole rows as our writer leaves them; None for anything else, which `by_json` reads.
+
+    `expected`: names that the rows may have; others, or what is no number, take a second look.
+    """
     count = data.count(b"\n")
     if count == 0 or not data.startswith(START) or data.count(b"\n" + START) != count - 1:
         return None
     import pyarrow
-    from pyarrow import json as reader
 
-    whole = reader.ReadOptions(use_threads=False, block_size=len(data) + 1)
-    try:
-        table = reader.read_json(pyarrow.BufferReader(data), read_options=whole)
-    except pyarrow.ArrowInvalid:
+    table = _table(data, expected)
+    if table is None:
         return None
     names, types = table.column_names, [field.type for field in table.schema]
     sound = all(pyarrow.types.is_int64(kind) or pyarrow.types.is_float64(kind) for kind in types)
@@ -44,6 +54,23 @@ def by_arrow(data: bytes) -> dict[str, Series] | None:
     found = {name: _series(every, column) for name, column in columns if column.null_count < count}
     # json alone says which spellings of what is not finite are numbers
     return found if all(numpy.isfinite(series.values).all() for series in found.values()) else None
+
+
+def _table(data: bytes, expected: Sequence[str]) -> Any:
+    """Arrow's table of the rows, by the expected columns if they are what is there; None: it cannot."""
+    import pyarrow
+    from pyarrow import json as reader
+
+    whole = reader.ReadOptions(use_threads=False, block_size=len(data) + 1)
+    known = [("step", pyarrow.int64()), *((name, pyarrow.float64()) for name in expected)]
+    guesses = [
+        reader.ParseOptions(explicit_schema=pyarrow.schema(known), unexpected_field_behavior="error"),
+        reader.ParseOptions(),
+    ]
+    for guess in guesses if expected else guesses[1:]:
+        with contextlib.suppress(pyarrow.ArrowInvalid):
+            return reader.read_json(pyarrow.BufferReader(data), read_options=whole, parse_options=guess)
+    return None
 
 
 def by_json(data: bytes) -> dict[str, Series]:

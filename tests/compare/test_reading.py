@@ -46,12 +46,15 @@ AWKWARD = {  # name: bytes of metrics.jsonl, and whether arrow reads them
 }
 
 
+@pytest.mark.parametrize("before", [b"", ROW, b'{"step": 1, "a": 1.0, "b": 2.0}\n'], ids=["", "loss", "a, b"])
 @pytest.mark.parametrize(("data", "fast"), AWKWARD.values(), ids=AWKWARD)
-def test_fast_rows_are_those_of_json(tmp_path, data, fast):
-    path = tmp_path / "metrics.jsonl"
+def test_fast_rows_are_those_of_json(tmp_path, data, fast, before):
+    path, reader = tmp_path / "metrics.jsonl", metrics.Reader()
+    path.write_bytes(before)
+    reader.read(path)
     path.write_bytes(data)
 
-    found, expected = metrics.read(path), metrics.by_json(data)
+    found, expected = reader.read(path), metrics.by_json(data)
 
     assert list(found) == list(expected) or set(found) == set(expected)
     for name, series in expected.items():
@@ -68,8 +71,8 @@ def test_every_float_is_read_to_its_last_bit(tmp_path):
     path.write_text("".join(json.dumps({"step": n, "a": value}) + "\n" for n, value in enumerate(values)))
 
     assert metrics.by_arrow(path.read_bytes()) is not None
-    assert metrics.read(path)["a"].values.tolist() == values
-    assert metrics.read(tmp_path / "absent") == {}
+    assert metrics.Reader().read(path)["a"].values.tolist() == values
+    assert metrics.Reader().read(tmp_path / "absent") == {}
 
 
 CONFIG = """\
