@@ -57,13 +57,17 @@ def band(entries: Sequence[Entry], metric: str) -> Band | None:
     curves = [entry.series[metric] for entry in entries]
     if any(len(curve.steps) < 2 for curve in curves):
         return None
-    steps = reduce(numpy.intersect1d, [curve.steps for curve in curves])
+    steps = reduce(_common, [curve.steps for curve in curves])
     if len(steps) < 2:
         return None
     table = numpy.stack([_at(steps, curve.steps, curve.values) for curve in curves])
     mean = table.mean(axis=0)
     half = _quantile(len(curves)) * _deviation(table, mean) / math.sqrt(len(curves))
     return Band(steps, mean, mean - half, mean + half, len(curves))
+
+
+def _common(first: numpy.ndarray, second: numpy.ndarray) -> numpy.ndarray:
+    return first if numpy.array_equal(first, second) else numpy.intersect1d(first, second)
 
 
 def _deviation(table: numpy.ndarray, mean: numpy.ndarray) -> numpy.ndarray:
