@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from metalearn.arguments import Parser, integers
 from metalearn.registry import UserError, closest
 
 COMMANDS = {
@@ -143,20 +144,14 @@ def _replicate(arguments: list[str]) -> int:
         "names", nargs="*", metavar="NAME",
         help="recipes with a plan, tier=NAME (its budget), and key=value overrides for every run",
     )  # fmt: skip
-    parser.add_argument("--seeds", type=_integers, help="instead of the plan's own, e.g. 0,1,2")
+    parser.add_argument("--seeds", type=integers, help="instead of the plan's own, e.g. 0,1,2")
     parser.add_argument("--jobs", type=int, help="runs at a time; default: one a core, or one on a GPU")
     parser.add_argument("--runs", default="runs", help="the folder of run directories (default: runs)")
     other = parser.add_mutually_exclusive_group()
-    other.add_argument(
-        "--list", action="store_true", help="published rows beside ours; NAME: a family, table, paper or plan"
-    )
+    other.add_argument("--list", action="store_true", help="published rows beside ours: all, or of NAME")
     other.add_argument("--status", action="store_true", help="how far replications under --runs are")
-    other.add_argument(
-        "--collect", action="store_true", help="cards under --runs into this checkout's results"
-    )
-    other.add_argument(
-        "--docs", action="store_true", help="write docs/replication.md and what else is of cards"
-    )
+    other.add_argument("--collect", action="store_true", help="cards under --runs into this checkout")
+    other.add_argument("--docs", action="store_true", help="write the documents that are made of cards")
     parser.add_argument("--json", action="store_true", help="--list and --status as JSON")
     parser.add_argument("--force", action="store_true", help="--collect: replace cards that have more seeds")
     options = parser.parse_intermixed_args(arguments)
@@ -300,20 +295,6 @@ def _list(arguments: list[str]) -> int:
     return 0
 
 
-class _Parser(argparse.ArgumentParser):
-    """argparse with our one-message errors."""
-
-    def error(self, message: str) -> None:  # type: ignore[override]
-        raise UserError(f"{message}; {self.format_usage().strip()}")
-
-
 def _parser(command: str, text: str) -> argparse.ArgumentParser:
     about = COMMANDS[command]
-    return _Parser(prog=f"metalearn {command}", description=f"{about[0].upper()}{about[1:]}. {text}")
-
-
-def _integers(text: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"got {text!r}, must be whole numbers with commas: 0,1,2") from None
+    return Parser(prog=f"metalearn {command}", description=f"{about[0].upper()}{about[1:]}. {text}")

@@ -118,7 +118,7 @@ def test_commands_are_read(words, monkeypatch):
     def stop(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
         raise Parsed(argparse.ArgumentParser.parse_intermixed_args(parser, arguments))
 
-    monkeypatch.setattr(cli._Parser, "parse_intermixed_args", stop, raising=False)
+    monkeypatch.setattr(cli.Parser, "parse_intermixed_args", stop, raising=False)
     with pytest.raises(Parsed) as caught:
         cli._dispatch(list(words))
     options = caught.value.args[0]
