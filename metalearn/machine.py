@@ -62,7 +62,8 @@ def _settle(options: MachineOptions) -> None:
     if options.deterministic:
         # read by cuBLAS when its first product comes; without it torch refuses products on CUDA
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(options.deterministic)
+    if torch.are_deterministic_algorithms_enabled() != options.deterministic:
+        torch.use_deterministic_algorithms(options.deterministic)  # imports torch's compiler: three seconds
     torch.backends.cudnn.deterministic = options.deterministic
     torch.backends.cudnn.benchmark = not options.deterministic
 

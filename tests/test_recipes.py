@@ -115,12 +115,12 @@ def _mostly_slow(recipes):
     return [name if name in firsts else pytest.param(name, marks=pytest.mark.slow) for name in recipes]
 
 
-def _unlike(found, seen):
-    """One job of each recipe with the same options set, whatever to: others compose as it does."""
+def _unlike(found, seen, whole):
+    """One job of each recipe; `whole`: and of each set of options, whatever they are set to."""
     for job in found:
-        kind = tuple(line.partition("=")[0] for line in job.overrides)
-        if not job.choice and (job.overrides[0], kind) not in seen:
-            seen.add((job.overrides[0], kind))
+        options = tuple(line.partition("=")[0] for line in job.overrides if whole)
+        if not job.choice and (job.overrides[0], options) not in seen:
+            seen.add((job.overrides[0], options))
             yield job
 
 
@@ -175,15 +175,16 @@ def _groups(plans):
 @pytest.mark.slow
 @pytest.mark.parametrize("names", [pytest.param(names, id=key) for key, names in _groups(PLANS).items()])
 def test_plans_are_whole(names, tmp_path):
-    """At every tier; of runs that set the same options, whatever to, one is composed."""
-    seen = set()
+    """At every tier: of each recipe a run is composed, at the plan's own tier of each set of options."""
+    seen = {}
     for name in names:
-        tiers = recompose([f"recipe={name}"]).replicate.get("tiers", {}) or [None]
-        for plan in (plan for tier in tiers for plan in load(name, None, tier)):
+        block = recompose([f"recipe={name}"]).replicate
+        for plan in (plan for tier in block.get("tiers", {}) or [None] for plan in load(name, None, tier)):
+            own = plan.tier == block.get("tier", "")
             assert {stage_of(row) for row in plan.table.rows.values()} <= set(plan.stages)
             stages = [figure.get("stage") for figure in plan.figures if "stage" in figure]
             assert set(stages) <= set(plan.stages)
-            for job in _unlike(jobs(plan, [], tmp_path), seen):
+            for job in _unlike(jobs(plan, [], tmp_path), seen.setdefault(plan.tier, set()), own):
                 check_run(plan, job.stage, compose(job.overrides))
 
 

@@ -22,6 +22,14 @@ def work(body: Callable[[], object], ended: list[bool]) -> None:
             ended.append(True)
 
 
+@pytest.fixture(autouse=True)
+def heard():
+    """SIGINT, which a shell's background job, as CI may be, ignores."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
 def test_further_signals_do_not_cut_the_end_of_workers_short(first):
     """Else a worker waits for its next job for ever, and the launch for it."""

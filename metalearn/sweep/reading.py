@@ -15,7 +15,7 @@ from metalearn.registry import UserError
 from metalearn.sweep.definition import Searched, Sweep
 from metalearn.sweep.listed import draws, size
 from metalearn.sweep.options import GridOptions, SweepOptions, options_of
-from metalearn.sweep.space import MOST, Dimension, Point, dimension, parse
+from metalearn.sweep.space import MOST, Dimension, Interval, Point, dimension, parse
 
 TRIED = 16  # points, until one is a configuration without a mistake
 OWN = {  # keys that a sweep sets for each of its jobs, and what to do instead
@@ -180,6 +180,8 @@ def _check(sweep: Sweep) -> None:
 
 def _check_size(sweep: Sweep) -> None:
     options = sweep.options
+    if isinstance(options, GridOptions) and any(isinstance(one, Interval) for one in sweep.space):
+        return  # it has no size, and is refused for that
     asked = getattr(options, "trials", None) or getattr(options, "population", None) or MOST
     points = size(sweep.space) if isinstance(options, GridOptions) else min(asked, size(sweep.space))
     if points * len(sweep.seeds) > MOST and not (asked == MOST and sweep.stops_runs):

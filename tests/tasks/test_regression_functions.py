@@ -68,7 +68,7 @@ def test_labels_are_the_sides_of_a_noisy_plane(make):
         assert set(batch.y.unique().tolist()) == {-1.0, 1.0}
         assert batch.y.mean().abs() < 0.1
         assert (batch.x[..., -1] == 1).all()
-        optimizer = torch.optim.LBFGS([theta], max_iter=300)
+        optimizer = torch.optim.LBFGS([theta], max_iter=300, line_search_fn="strong_wolfe")
         optimizer.step(lambda theta=theta, task=task, batch=batch: _backward(task, theta, batch))
         reached.append(task.loss(theta, batch).item())
     assert reached[0] < 0.02 < 0.3 < reached[1]
