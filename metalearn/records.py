@@ -183,9 +183,13 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
-    """Rows up to the first that is torn: a killed run leaves its last line half written."""
+    return rows_of(path.read_bytes()) if path.exists() else []
+
+
+def rows_of(data: bytes) -> list[dict[str, Any]]:
+    """The numbers of rows up to the first that is torn: a killed run leaves its last line half written."""
     rows: list[dict[str, Any]] = []
-    for line in path.read_bytes().splitlines(keepends=True) if path.exists() else []:
+    for line in data.splitlines(keepends=True):
         try:
             row = json.loads(line)
         except ValueError:

@@ -7,8 +7,8 @@ from typing import Any
 from metalearn.compare.entry import Told, entry
 from metalearn.compare.metrics import from_rows
 from metalearn.compare.model import Entry
-from metalearn.compare.unattended import no_questions
 from metalearn.registry import UserError, closest
+from metalearn.unattended import no_questions
 
 SECONDS = 20  # that a request may take
 REQUESTS = 8  # at a time

@@ -7,8 +7,8 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
-from metalearn.compare.unattended import no_questions
 from metalearn.registry import UserError, closest
+from metalearn.unattended import no_questions
 
 SECONDS = 20  # that a request may take
 KEY = "publish: W&B wants a key: set WANDB_API_KEY or run `wandb login`"

@@ -1,10 +1,8 @@
 """Weights & Biases, fed from the rows of metrics.jsonl. Nothing that goes wrong here ends a run."""
 
-import contextlib
 import os
 import re
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -14,6 +12,7 @@ from metalearn.train.console import say
 from metalearn.train.failure import exit_code_of
 from metalearn.train.run_directory import RunDirectory
 from metalearn.train.stored_config import plain
+from metalearn.unattended import no_questions
 
 INIT_SECONDS = 20.0  # then offline
 AGENTS = ("WANDB_SWEEP_ID", "WANDB_RUN_ID", "WANDB_SWEEP_PARAM_PATH")
@@ -75,7 +74,7 @@ class Tracker:
             self._run = self._init(mode)
             return
         try:
-            with _no_questions():
+            with no_questions():
                 self._run = self._init(mode)
         except Exception as error:
             _forget_attempt()
@@ -155,17 +154,6 @@ class Tracker:
         for path in reports:
             artifact.add_file(str(path), path.name)
         self._run.log_artifact(artifact)
-
-
-@contextlib.contextmanager
-def _no_questions() -> Iterator[None]:
-    """Within the block W&B finds no terminal to ask for a key on."""
-    stdin = sys.stdin
-    with open(os.devnull) as sys.stdin:  # noqa: PTH123
-        try:
-            yield
-        finally:
-            sys.stdin = stdin
 
 
 def _forget_attempt() -> None:
